@@ -1,0 +1,5 @@
+"""Codecs: how messages become JSON and come back."""
+
+from ._json import JsonCodec
+
+__all__ = ["JsonCodec"]

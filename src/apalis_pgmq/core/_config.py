@@ -1,0 +1,143 @@
+"""The settings of one queue, as a frozen value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+from ._durations import Duration, duration
+from ._errors import ConfigError
+
+OnSuccess: TypeAlias = Literal["delete", "archive"]
+"""What becomes of a handled message: it is deleted, or moved to PGMQ's archive table."""
+
+DEAD_LETTER_SUFFIX: Final = "_dlq"
+MAX_QUEUE_NAME: Final = 47
+"""PGMQ's own limit, in characters (``pgmq.validate_queue_name``)."""
+
+_REFUSED = re.compile(r"\$|;|--|'|\x00")
+_MAX_RETRIES: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Config:
+    """How one queue is worked: its name, its timing and what becomes of its messages.
+
+    A frozen value; the ``with_*`` methods return a changed copy. It goes wherever a queue name goes.
+
+    Args:
+        queue: the queue's name, checked by PGMQ's rules: 1 to 43 characters (PGMQ's 47 less the room
+            for the dead-letter queue's suffix ``_dlq``), without ``$``, ``;``, ``--`` and ``'``.
+        visibility_timeout: how long a claimed message stays invisible to others, 0.1 s to 7 days;
+            the default is 30 s. A live worker extends it while it holds the message; the messages of
+            a dead one return within this time.
+        poll_interval: how long to wait before asking an empty queue again, 1 ms to 1 hour; the
+            default is 100 ms.
+        max_retries: how often a message that failed is delivered again, 0 to 1,000,000; the default
+            is 5. A message is delivered at most ``1 + max_retries`` times, crashes included.
+        on_success: ``"delete"`` (the default) or ``"archive"``: what becomes of a handled message.
+
+    Raises:
+        ConfigError: a value that cannot work; the text says what is allowed.
+    """
+
+    queue: str
+    visibility_timeout: timedelta
+    poll_interval: timedelta
+    max_retries: int
+    on_success: OnSuccess
+
+    def __init__(
+        self,
+        queue: str,
+        *,
+        visibility_timeout: Duration = timedelta(seconds=30),
+        poll_interval: Duration = timedelta(milliseconds=100),
+        max_retries: int = 5,
+        on_success: OnSuccess = "delete",
+    ) -> None:
+        checked = {
+            "queue": _queue_name(queue),
+            "visibility_timeout": duration(
+                "visibility_timeout",
+                visibility_timeout,
+                shortest=timedelta(milliseconds=100),
+                longest=timedelta(days=7),
+            ),
+            "poll_interval": duration(
+                "poll_interval",
+                poll_interval,
+                shortest=timedelta(milliseconds=1),
+                longest=timedelta(hours=1),
+            ),
+            "max_retries": _retries(max_retries),
+            "on_success": _on_success(on_success),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, queue_or_config: str | Config) -> Config:
+        """Return the `Config` itself, or the default one for a queue name."""
+        return queue_or_config if isinstance(queue_or_config, Config) else cls(queue_or_config)
+
+    @property
+    def dead_letter_queue(self) -> str:
+        """The queue that messages are moved to when they are given up: ``<queue>_dlq``."""
+        return self.queue + DEAD_LETTER_SUFFIX
+
+    def with_visibility_timeout(self, visibility_timeout: Duration) -> Config:
+        """Return a copy with another visibility timeout (a `timedelta` or seconds)."""
+        return self._with(visibility_timeout=visibility_timeout)
+
+    def with_poll_interval(self, poll_interval: Duration) -> Config:
+        """Return a copy with another poll interval (a `timedelta` or seconds)."""
+        return self._with(poll_interval=poll_interval)
+
+    def with_max_retries(self, max_retries: int) -> Config:
+        """Return a copy that allows another number of retries."""
+        return self._with(max_retries=max_retries)
+
+    def with_on_success(self, on_success: OnSuccess) -> Config:
+        """Return a copy that deletes or archives what was handled."""
+        return self._with(on_success=on_success)
+
+    def _with(self, **changes: Any) -> Config:
+        return replace(self, **changes)
+
+
+def _queue_name(queue: object) -> str:
+    if not isinstance(queue, str):
+        raise ConfigError(f"queue must be a name or a Config, not {queue!r}")
+    longest = MAX_QUEUE_NAME - len(DEAD_LETTER_SUFFIX)
+    if not queue.strip():
+        raise ConfigError("queue must not be empty")
+    if len(queue) > longest:
+        raise ConfigError(
+            f"queue name {queue!r} has {len(queue)} characters; at most {longest} are allowed "
+            f"(PGMQ's {MAX_QUEUE_NAME}, less {len(DEAD_LETTER_SUFFIX)} for {DEAD_LETTER_SUFFIX!r})"
+        )
+    if refused := _REFUSED.search(queue):
+        raise ConfigError(
+            f"queue name {queue!r} contains {refused.group()!r}; "
+            "PGMQ refuses names with '$', ';', '--' or a single quote"
+        )
+    return queue
+
+
+def _retries(max_retries: object) -> int:
+    if isinstance(max_retries, bool) or not isinstance(max_retries, int):
+        raise ConfigError(f"max_retries must be a whole number, not {max_retries!r}")
+    if not 0 <= max_retries <= _MAX_RETRIES:
+        raise ConfigError(f"max_retries must be between 0 and {_MAX_RETRIES:,}, not {max_retries}")
+    return max_retries
+
+
+def _on_success(on_success: object) -> OnSuccess:
+    if on_success == "delete":
+        return "delete"
+    if on_success == "archive":
+        return "archive"
+    raise ConfigError(f"on_success must be 'delete' or 'archive', not {on_success!r}")

@@ -1,0 +1,59 @@
+"""Durations as users write them, `timedelta` or seconds, made one thing."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import TypeAlias
+
+from ._errors import ConfigError
+
+Duration: TypeAlias = timedelta | float
+"""A length of time: a `timedelta`, or a number of seconds."""
+
+LONGEST = timedelta(days=3650)
+
+
+def duration(
+    name: str,
+    value: Duration,
+    *,
+    shortest: timedelta = timedelta(microseconds=1),
+    longest: timedelta = LONGEST,
+    allow_zero: bool = False,
+) -> timedelta:
+    """Return ``value`` as a `timedelta`, at microsecond precision (PostgreSQL's own).
+
+    Args:
+        name: how the user calls this setting, for the error text.
+        value: a `timedelta` or seconds.
+        shortest: the least that is allowed, zero aside.
+        longest: the most that is allowed.
+        allow_zero: whether zero is allowed too.
+
+    Raises:
+        ConfigError: not a duration, or out of range; the text says what is allowed.
+    """
+    if isinstance(value, timedelta):
+        result = value
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a timedelta or a number of seconds, not {value!r}")
+    else:
+        try:
+            result = timedelta(seconds=value)
+        except OverflowError:
+            result = timedelta.max if value > 0 else timedelta.min
+    if allow_zero and not result:
+        return result
+    if result <= timedelta(0):
+        at_least = "zero or more" if allow_zero else "longer than zero"
+        raise ConfigError(f"{name} must be {at_least}, not {result.total_seconds():g} s")
+    if result < shortest:
+        raise ConfigError(
+            f"{name} must be at least {shortest.total_seconds():g} s, not {result.total_seconds():g} s"
+        )
+    if result > longest:
+        raise ConfigError(
+            f"{name} must be at most {longest.total_seconds():g} s, not {result.total_seconds():g} s"
+        )
+    return result

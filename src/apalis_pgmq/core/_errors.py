@@ -1,0 +1,71 @@
+"""Every error that the core raises, and the two that a handler raises.
+
+::
+
+    ApalisError
+    ├── ConfigError (also ValueError)      a setting that cannot work
+    ├── HandlerError (also TypeError)      a handler that cannot be called; raised by ``build``
+    ├── CodecError
+    │   ├── EncodeError                    a message that cannot be sent
+    │   └── DecodeError                    a payload that is not of the message type
+    ├── BackendUnavailableError            the backend does not answer now; trying later helps
+    ├── AbortError                         raised by a handler: never run this message again
+    └── RetryAfterError                    raised by a handler: run this message again after a delay
+
+A backend adds its own below `ApalisError`; see ``apalis_pgmq.pgmq``.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class ApalisError(Exception):
+    """The root of everything that this library raises on purpose."""
+
+
+class ConfigError(ApalisError, ValueError):
+    """A setting that cannot work: the text names the setting, the value and what is allowed."""
+
+
+class HandlerError(ApalisError, TypeError):
+    """A handler that no message could ever be given to, found when its worker is built."""
+
+
+class CodecError(ApalisError):
+    """A codec could not translate between a message and its payload."""
+
+
+class EncodeError(CodecError):
+    """A message that cannot be sent: it is not of the queue's type, or has no JSON form."""
+
+
+class DecodeError(CodecError):
+    """A payload that is not of the queue's message type; such a message is dead-lettered at once."""
+
+
+class BackendUnavailableError(ApalisError):
+    """The backend cannot be reached now.
+
+    Workers wait and try again by themselves; a caller of ``push`` gets this error and decides.
+    """
+
+
+class AbortError(ApalisError):
+    """Raise it in a handler to give up on the message at once: no further attempt, dead-lettered."""
+
+
+class RetryAfterError(ApalisError):
+    """Raise it in a handler to have the message delivered again after ``delay``.
+
+    It counts as an attempt: after ``max_retries`` retries the message is dead-lettered all the same.
+
+    Args:
+        delay: a `timedelta` or seconds; a negative one counts as zero.
+        reason: what to put in logs, events and, in the end, the dead-letter headers.
+    """
+
+    def __init__(self, delay: timedelta | float, reason: str = "") -> None:
+        wanted = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        self.delay = max(wanted, timedelta(0))
+        super().__init__(reason or f"retry after {self.delay.total_seconds():g} s")
