@@ -1,0 +1,7 @@
+"""Claiming, leasing and settling messages, for any store. Standard library only."""
+
+from ._consumer import QueueConsumer
+from ._outage import Backoff
+from ._store import Burial, Claim, GiveBack, Store
+
+__all__ = ["Backoff", "Burial", "Claim", "GiveBack", "QueueConsumer", "Store"]

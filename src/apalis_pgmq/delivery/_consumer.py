@@ -1,0 +1,370 @@
+"""The consumer: the one registry of what is held, and the parts that work on it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+
+from apalis_pgmq.core import (
+    Attempt,
+    BackendUnavailableError,
+    DeadLettered,
+    DeadLetterReason,
+    Idle,
+    LeaseLost,
+    Task,
+)
+
+from ._fetcher import Fetcher
+from ._inbox import Demand, Inbox
+from ._keeper import LeaseKeeper
+from ._outage import Backoff, Outage
+from ._settler import Settler
+from ._store import Burial, GiveBack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from types import TracebackType
+
+    from apalis_pgmq.core import Codec, Config, Event, TaskId
+
+    from ._store import Claim, Store
+
+T = TypeVar("T")
+
+logger = logging.getLogger("apalis_pgmq")
+
+_NO_DELAY: Final = timedelta(0)
+_CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that closing waits for the store to take the last settlements."""
+
+
+class QueueConsumer(Generic[T]):
+    """An open claim on a queue, for any `Store`; see `apalis_pgmq.core.Consumer` for the contract.
+
+    Args:
+        store: where messages are claimed and settled; the consumer opens and closes it.
+        codec: decodes payloads.
+        config: the queue's settings.
+        worker: who claims, for events, logs and dead-letter headers.
+        capacity: how many tasks are worked at the same time, at most.
+        on_event: is given idle, dead-lettered and lease-lost events.
+        on_lost: is given the id of each taken task whose lease was lost.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        codec: Codec[T],
+        config: Config,
+        *,
+        worker: str,
+        capacity: int,
+        on_event: Callable[[Event], None] | None,
+        on_lost: Callable[[TaskId], None] | None,
+    ) -> None:
+        self._store = store
+        self._decode = codec.decode
+        self._config = config
+        self._worker = worker
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._most_deliveries = 1 + config.max_retries
+        self._held: dict[TaskId, Claim] = {}
+        self._is_idle = False
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._parts: dict[str, asyncio.Task[None]] = {}
+        self._inbox = Inbox()
+        self._demand = Demand(capacity, time.monotonic)
+        self._outage = Outage(worker, config.queue)
+        self._fetcher = Fetcher(
+            store,
+            self._inbox,
+            self._demand,
+            held=self._held.__len__,
+            receive=self._receive,
+            on_empty=self._on_empty,
+            poll_interval=config.poll_interval.total_seconds(),
+            outage=self._outage,
+        )
+        self._keeper = LeaseKeeper(
+            store,
+            self._held,
+            lose=self._lose,
+            visibility_timeout=config.visibility_timeout.total_seconds(),
+            outage=self._outage,
+        )
+        self._settler = Settler(
+            store,
+            worker=worker,
+            settled=self._settled,
+            lose=self._lose,
+            buried=self._buried,
+            outage=self._outage,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._store.close()
+            raise
+        self._start("fetcher", self._fetcher.run())
+        self._start("lease keeper", self._keeper.run())
+        self._start("settler", self._settler.run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None:
+        self.stop()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                # A claim under way is waited for: its messages would be out of reach for a whole
+                # visibility timeout otherwise.
+                await asyncio.wait([self._parts["fetcher"]])
+                for claim in [claim for claim in self._held.values() if not claim.settled]:
+                    self._give_back(claim, _NO_DELAY, refund=0)
+                if not self._parts["settler"].done():
+                    await self._settler.drained()
+        except TimeoutError:
+            logger.warning(
+                "worker %s: closed before %d outcomes on queue %s could be stored; "
+                "those messages are delivered again when their leases end",
+                self._worker,
+                len(self._held),
+                self._config.queue,
+                extra={"worker": self._worker, "queue": self._config.queue, "held": len(self._held)},
+            )
+        finally:
+            for part in self._parts.values():
+                part.cancel()
+            await asyncio.gather(*self._parts.values(), return_exceptions=True)
+            await self._store.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Task[T]:
+        while True:
+            claim = self._inbox.take()
+            if claim is not None:
+                if len(self._inbox) <= self._demand.low_water:
+                    self._fetcher.has_room()
+                if (task := self._open_claim(claim)) is not None:
+                    self._demand.take()
+                    return task
+                continue
+            if self._failure is not None:
+                raise self._failure
+            if self._inbox.closed:
+                raise StopAsyncIteration
+            await self._inbox.arrival()
+
+    def ack(self, task: Task[Any]) -> None:
+        """Settle a handled task: its message is deleted or archived."""
+        if (claim := self._settle(task)) is not None:
+            self._settler.finish(claim)
+
+    def retry(self, task: Task[Any], *, after: timedelta | None = None) -> None:
+        """Give a failed task back: visible after the delay, or when its visibility timeout ends."""
+        if (claim := self._settle(task)) is None:
+            return
+        if after is None:
+            # Nothing to write: the lease is just not extended any more.
+            self._settled(claim)
+        else:
+            self._settler.give_back(GiveBack(claim, after, 0))
+
+    def dead_letter(
+        self, task: Task[Any], reason: DeadLetterReason, error: BaseException | None = None
+    ) -> None:
+        """Give the task up: its message moves to the dead-letter queue."""
+        if (claim := self._settle(task)) is not None:
+            self._settler.bury(Burial(claim, reason, error))
+
+    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> None:
+        """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
+        if (claim := self._settle(task)) is not None:
+            self._settler.give_back(GiveBack(claim, _NO_DELAY, 0 if spend_attempt else 1))
+
+    def poke(self) -> None:
+        """Ask the queue now, because there is a hint that a message came."""
+        self._fetcher.poke()
+
+    def stop(self) -> None:
+        """Claim no more and hand back at once what was claimed but not taken; the iteration ends."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._fetcher.stop()
+        for claim in self._inbox.close():
+            self._give_back(claim, _NO_DELAY, refund=1)
+
+    async def _open(self) -> None:
+        backoff = Backoff()
+        while not self._stopping:
+            try:
+                await self._store.open()
+            except BackendUnavailableError as error:
+                self._outage.begins("opening", error)
+                await self._fetcher.pause(backoff.delay())
+            else:
+                self._outage.is_over("opening")
+                return
+
+    def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(part, name=f"{self._worker}: {name}")
+        task.add_done_callback(self._part_ended)
+        self._parts[name] = task
+
+    def _part_ended(self, part: asyncio.Task[None]) -> None:
+        if not part.cancelled() and (failure := part.exception()) is not None:
+            self._failure = self._failure or failure
+            self.stop()
+
+    def _receive(self, claims: Sequence[Claim]) -> None:
+        self._is_idle = False
+        for claim in claims:
+            if (earlier := self._held.get(claim.id)) is not None:
+                # Our own lease had run out, and it is ourselves who claimed the message again.
+                self._lose(earlier)
+            self._held[claim.id] = claim
+        if self._stopping:
+            for claim in claims:
+                self._give_back(claim, _NO_DELAY, refund=1)
+        else:
+            self._inbox.put(claims)
+
+    def _on_empty(self) -> None:
+        if not self._held and not self._is_idle:
+            self._is_idle = True
+            if self._on_event is not None:
+                self._on_event(Idle(worker=self._worker, queue=self._config.queue))
+
+    def _open_claim(self, claim: Claim) -> Task[T] | None:
+        """Make a task of a claim; None if there is nothing to run."""
+        if self._held.get(claim.id) is not claim:
+            return None
+        if claim.expires <= time.monotonic():
+            # Another worker may have it already: running it here would break the one-owner promise.
+            self._lose(claim)
+            return None
+        if claim.read_ct > self._most_deliveries:
+            self._discard(claim, DeadLetterReason.DELIVERIES_EXHAUSTED, None)
+            return None
+        try:
+            args = self._decode("null" if claim.payload is None else claim.payload)
+        except Exception as error:  # noqa: BLE001 - validators are the user's code: one message's fault
+            self._discard(claim, DeadLetterReason.UNDECODABLE, error)
+            return None
+        claim.task = task = Task(
+            args,
+            claim.id,
+            Attempt(claim.read_ct),
+            {} if claim.headers is None else _headers(claim.headers),
+            claim.enqueued_at,
+            claim.vt,
+            self._config.queue,
+        )
+        return task
+
+    def _settle(self, task: Task[Any]) -> Claim | None:
+        """Return the task's claim if it is ours to settle still, and mark it as decided."""
+        claim = self._held.get(task.id)
+        # Not the same task: the message was lost, and has since been claimed again by ourselves.
+        if claim is None or claim.task is not task or claim.settled:
+            return None
+        self._decide(claim)
+        return claim
+
+    def _give_back(self, claim: Claim, delay: timedelta, *, refund: int) -> None:
+        self._decide(claim)
+        self._settler.give_back(GiveBack(claim, delay, refund))
+
+    def _discard(self, claim: Claim, reason: DeadLetterReason, error: BaseException | None) -> None:
+        self._decide(claim)
+        self._settler.bury(Burial(claim, reason, error))
+
+    def _decide(self, claim: Claim) -> None:
+        claim.settled = True
+        if claim.task is not None:
+            self._demand.running -= 1
+            self._fetcher.has_room()
+
+    def _settled(self, claim: Claim) -> None:
+        if self._held.get(claim.id) is claim:
+            del self._held[claim.id]
+            self._fetcher.has_room()
+
+    def _lose(self, claim: Claim) -> None:
+        if self._held.get(claim.id) is not claim:
+            return
+        del self._held[claim.id]
+        if claim.task is not None and not claim.settled:
+            self._decide(claim)
+            if self._on_lost is not None:
+                self._on_lost(claim.id)
+        logger.warning(
+            "worker %s: lost the lease of message %d on queue %s (attempt %d); "
+            "another worker may have it now, and this one can change nothing",
+            self._worker,
+            claim.id,
+            self._config.queue,
+            claim.read_ct,
+            extra={"worker": self._worker, "queue": self._config.queue, "id": claim.id},
+        )
+        if self._on_event is not None:
+            self._on_event(
+                LeaseLost(
+                    worker=self._worker,
+                    queue=self._config.queue,
+                    id=claim.id,
+                    attempt=Attempt(claim.read_ct),
+                )
+            )
+
+    def _buried(self, burial: Burial) -> None:
+        claim = burial.claim
+        logger.error(
+            "worker %s: message %d on queue %s was dead-lettered after attempt %d (%s)%s",
+            self._worker,
+            claim.id,
+            self._config.queue,
+            claim.read_ct,
+            burial.reason.value,
+            f": {burial.error!r}" if burial.error is not None else "",
+            extra={
+                "worker": self._worker,
+                "queue": self._config.queue,
+                "id": claim.id,
+                "attempt": claim.read_ct,
+                "reason": burial.reason.value,
+            },
+        )
+        if self._on_event is not None:
+            self._on_event(
+                DeadLettered(
+                    worker=self._worker,
+                    queue=self._config.queue,
+                    id=claim.id,
+                    attempt=Attempt(claim.read_ct),
+                    reason=burial.reason.value,
+                    error=burial.error,
+                )
+            )
+
+
+def _headers(text: str) -> dict[str, object]:
+    # Others may have stored anything here; only an object can be headers.
+    headers = json.loads(text)
+    return headers if isinstance(headers, dict) else {}

@@ -1,0 +1,109 @@
+"""Claims messages whenever handlers can use them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from apalis_pgmq.core import BackendUnavailableError
+
+from ._outage import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ._inbox import Demand, Inbox
+    from ._outage import Outage
+    from ._store import Claim, Store
+
+
+class Fetcher:
+    """The part of a consumer that claims.
+
+    It asks again at once as long as messages come, and after ``poll_interval`` seconds, or when poked,
+    once the queue is empty.
+
+    Args:
+        store: where to claim.
+        inbox: where claims go, for the question of how many are waiting.
+        demand: says how many to claim.
+        held: says how many claims are not settled yet.
+        receive: is given what was claimed.
+        on_empty: is called whenever the queue had nothing.
+        poll_interval: seconds.
+        outage: shared by the parts of a consumer.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        inbox: Inbox,
+        demand: Demand,
+        *,
+        held: Callable[[], int],
+        receive: Callable[[Sequence[Claim]], None],
+        on_empty: Callable[[], None],
+        poll_interval: float,
+        outage: Outage,
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._demand = demand
+        self._held = held
+        self._receive = receive
+        self._on_empty = on_empty
+        self._poll_interval = poll_interval
+        self._outage = outage
+        self._stopping = False
+        self._room = asyncio.Event()
+        self._poked = asyncio.Event()
+
+    def poke(self) -> None:
+        """Ask the queue now, if it is being left alone because it was empty."""
+        self._poked.set()
+
+    def has_room(self) -> None:
+        """Reckon again whether to claim, after messages were taken or settled."""
+        self._room.set()
+
+    def stop(self) -> None:
+        """End `run` after the claim that is under way, whose messages must not be lost."""
+        self._stopping = True
+        self._room.set()
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Claim until stopped."""
+        backoff = Backoff()
+        while not self._stopping:
+            limit = self._demand.limit(len(self._inbox), self._held())
+            if not limit:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            # Cleared before asking: what is sent while we ask is not missed.
+            self._poked.clear()
+            try:
+                claims = await self._store.claim(limit)
+            except BackendUnavailableError as error:
+                self._outage.begins("fetcher", error)
+                await self.pause(backoff.delay())
+                continue
+            self._outage.is_over("fetcher")
+            backoff.reset()
+            self._demand.claimed()
+            if claims:
+                self._receive(claims)
+            else:
+                self._on_empty()
+                await self.pause(self._poll_interval)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait that long, or until poked or stopped."""
+        if self._stopping:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._poked.wait()
+        except TimeoutError:
+            pass

@@ -1,0 +1,127 @@
+"""Claimed messages that wait for a handler, and the reckoning of how many more to claim."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._store import Claim
+
+_HORIZON: Final = 0.1
+"""For how many seconds of work to have messages ready. Longer would keep them from idle workers."""
+_MOST_AHEAD: Final = 1000
+"""The most messages to have ready, whatever the speed."""
+_MOST_UNSTORED: Final = 4000
+"""Settlements that may wait to be stored before no more is claimed."""
+
+
+class Inbox:
+    """A queue of claims with one producer, the fetcher, and many takers, the handlers."""
+
+    def __init__(self) -> None:
+        self._claims: deque[Claim] = deque()
+        self._takers: deque[asyncio.Future[None]] = deque()
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def put(self, claims: Iterable[Claim]) -> None:
+        """Add claims and wake as many waiting takers."""
+        before = len(self._claims)
+        self._claims.extend(claims)
+        self._wake(len(self._claims) - before)
+
+    def take(self) -> Claim | None:
+        """Return the oldest claim, or None if there is none."""
+        return self._claims.popleft() if self._claims else None
+
+    async def arrival(self) -> None:
+        """Wait until there may be a claim to take, or the inbox is closed."""
+        if self._claims or self.closed:
+            return
+        taker = asyncio.get_running_loop().create_future()
+        self._takers.append(taker)
+        try:
+            await taker
+        except asyncio.CancelledError:
+            # Woken and cancelled at once: the claim that woke us is another taker's then.
+            if taker.done() and not taker.cancelled():
+                self._wake(1)
+            else:
+                self._takers.remove(taker)
+            raise
+
+    def close(self) -> list[Claim]:
+        """End the waiting of every taker; return what nobody took."""
+        self.closed = True
+        left = list(self._claims)
+        self._claims.clear()
+        self._wake(len(self._takers))
+        return left
+
+    def _wake(self, count: int) -> None:
+        while count and self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                count -= 1
+
+
+class Demand:
+    """How many messages to claim next.
+
+    Enough for every free handler, and beyond that for `_HORIZON` seconds at the speed at which
+    messages were taken lately: slow handlers hold next to nothing in reserve, fast ones large batches.
+
+    Args:
+        capacity: how many handlers may run at once.
+        clock: returns seconds, monotonic.
+    """
+
+    def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
+        self._capacity = capacity
+        self._clock = clock
+        self._ahead = 1
+        self._taken = 0
+        self._since = clock()
+        self.running = 0
+
+    @property
+    def low_water(self) -> int:
+        """How few buffered messages make it worth claiming again."""
+        return self._ahead // 2
+
+    def take(self) -> None:
+        """Count a message that a handler took."""
+        self._taken += 1
+        self.running += 1
+
+    def limit(self, buffered: int, held: int) -> int:
+        """Return how many messages to claim now, perhaps 0.
+
+        Args:
+            buffered: claimed, but not taken yet.
+            held: all that is claimed and not settled in the store.
+        """
+        room = max(0, self._capacity - self.running) + self._ahead - buffered
+        unstored = held - buffered - self.running
+        if buffered > self.low_water or unstored > _MOST_UNSTORED:
+            return 0
+        return min(max(0, room), self._capacity + _MOST_AHEAD)
+
+    def claimed(self) -> None:
+        """Reckon the speed anew, after each claim."""
+        now = self._clock()
+        elapsed = now - self._since
+        if elapsed <= 0:
+            return
+        per_horizon = math.ceil(self._taken / elapsed * _HORIZON)
+        self._ahead = min(max(1, per_horizon), _MOST_AHEAD)
+        self._taken = 0
+        self._since = now

@@ -1,0 +1,180 @@
+"""A queue in memory, with PGMQ's semantics."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from apalis_pgmq.core import TaskId
+from apalis_pgmq.delivery import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from apalis_pgmq.core import Config
+    from apalis_pgmq.delivery import Burial, GiveBack
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A message that is in a queue in memory.
+
+    Attributes:
+        id: its id.
+        payload: the message as JSON text.
+        headers: its headers as JSON text, or None.
+        enqueued_at: when it was sent.
+        vt: from when on it is visible.
+        read_ct: how often it has been claimed.
+    """
+
+    id: TaskId
+    payload: str
+    headers: str | None
+    enqueued_at: datetime
+    vt: datetime
+    read_ct: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up.
+
+    Attributes:
+        message: as it was in the queue.
+        reason: one of the `DeadLetterReason` values.
+        error: what the last attempt raised, where there is something.
+    """
+
+    message: Message
+    reason: str
+    error: BaseException | None
+
+
+class MemoryQueue:
+    """The messages of one queue, and what became of them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.messages: dict[TaskId, Message] = {}
+        self.archived: list[Message] = []
+        self.dead_letters: list[DeadLetter] = []
+        self._ids = itertools.count(1)
+        # May hold entries whose message is gone or has another vt by now; they are skipped.
+        self._by_visibility: list[tuple[datetime, TaskId]] = []
+
+    def add(self, payload: str, headers: str | None, delay: timedelta) -> TaskId:
+        """Put a message into the queue; return its id."""
+        now = datetime.now(UTC)
+        message = Message(TaskId(next(self._ids)), payload, headers, now, now + delay)
+        self.messages[message.id] = message
+        self.show(message, message.vt)
+        return message.id
+
+    def show(self, message: Message, vt: datetime) -> None:
+        """Make a message visible from ``vt`` on."""
+        message.vt = vt
+        heapq.heappush(self._by_visibility, (vt, message.id))
+
+    def visible(self, limit: int) -> Iterator[Message]:
+        """Take up to ``limit`` visible messages, oldest visibility first; each must be shown anew."""
+        now = datetime.now(UTC)
+        while limit and self._by_visibility and self._by_visibility[0][0] <= now:
+            vt, message_id = heapq.heappop(self._by_visibility)
+            message = self.messages.get(message_id)
+            if message is not None and message.vt == vt:
+                limit -= 1
+                yield message
+
+
+class MemoryStore:
+    """A `MemoryQueue` as a store of messages to claim and settle."""
+
+    def __init__(self, queue: MemoryQueue) -> None:
+        self._queue = queue
+        self._timeout = queue.config.visibility_timeout
+
+    async def open(self) -> None:
+        """Nothing to open."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def claim(self, limit: int) -> list[Claim]:
+        """Lease visible messages."""
+        expires = monotonic() + self._timeout.total_seconds()
+        claims = []
+        for message in self._queue.visible(limit):
+            self._queue.show(message, datetime.now(UTC) + self._timeout)
+            message.read_ct += 1
+            claims.append(
+                Claim(
+                    message.id,
+                    message.read_ct,
+                    message.vt,
+                    expires,
+                    message.payload,
+                    message.headers,
+                    message.enqueued_at,
+                )
+            )
+        return claims
+
+    async def extend(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Lease the claims for a whole visibility timeout from now."""
+        kept = set()
+        for claim in claims:
+            if (message := self._ours(claim)) is not None:
+                self._queue.show(message, datetime.now(UTC) + self._timeout)
+                claim.vt = message.vt
+                claim.expires = monotonic() + self._timeout.total_seconds()
+                if claim.task is not None:
+                    claim.task.visible_until = claim.vt
+                kept.add(claim.id)
+        return kept
+
+    async def finish(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Delete or archive handled messages."""
+        done = set()
+        for claim in claims:
+            if (message := self._ours(claim)) is not None:
+                del self._queue.messages[message.id]
+                if self._queue.config.on_success == "archive":
+                    self._queue.archived.append(message)
+                done.add(claim.id)
+        return done
+
+    async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
+        """Make messages visible again."""
+        done = set()
+        for item in returns:
+            if (message := self._ours(item.claim)) is not None:
+                message.read_ct -= item.refund
+                self._queue.show(message, datetime.now(UTC) + item.delay)
+                done.add(message.id)
+        return done
+
+    async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:  # noqa: ARG002 - part of the port
+        """Move messages to the dead letters."""
+        done = set()
+        for burial in burials:
+            if (message := self._ours(burial.claim)) is not None:
+                del self._queue.messages[message.id]
+                self._queue.dead_letters.append(DeadLetter(message, burial.reason.value, burial.error))
+                done.add(message.id)
+        return done
+
+    async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Return the ids that are still in the queue."""
+        return {claim.id for claim in claims if claim.id in self._queue.messages}
+
+    def _ours(self, claim: Claim) -> Message | None:
+        message = self._queue.messages.get(claim.id)
+        if message is None or message.read_ct != claim.read_ct or message.vt != claim.vt:
+            return None
+        return message
