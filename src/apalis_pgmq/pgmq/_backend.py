@@ -1,0 +1,272 @@
+"""The PGMQ backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+
+import asyncpg
+
+from apalis_pgmq.codecs import JsonCodec
+from apalis_pgmq.core import Config, ConfigError, EncodeError, duration
+from apalis_pgmq.delivery import QueueConsumer
+
+from ._connect import Lane, PoolSource, UrlSource
+from ._context import PgMqContext
+from ._setup import ensure_queue
+from ._sink import Sink
+from ._sql import Statements
+from ._store import PgMqStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from apalis_pgmq.core import Codec, Duration, Event, Task, TaskId
+
+    from ._connect import Source
+
+T = TypeVar("T")
+
+_DEFAULT_CAPACITY: Final = 10
+
+
+class PgMqBackend(Generic[T]):
+    """A PGMQ queue of typed messages: `push` sends, a `WorkerBuilder` or `poll` receives.
+
+    ::
+
+        async with PgMqBackend("postgresql://localhost/app", "emails", EmailMessage) as emails:
+            await emails.push(EmailMessage("ada@example.com", "Hello", "..."))
+
+    Entering the block, like the first use of a backend without one, makes sure that PGMQ and the queue are
+    there (see `setup`); leaving it sends what is still waiting and closes the connections. One backend
+    serves one event loop.
+
+    Args:
+        url_or_pool: a ``postgres://`` or ``postgresql://`` URL (several hosts and TLS options as in
+            libpq), or an `asyncpg.Pool`, which stays the caller's to close. A running worker holds two
+            of the pool's connections, a push takes one for a moment.
+        queue_or_config: the queue's name, or a `Config`.
+        message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
+            or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
+            ``queue: PgMqBackend[A | B] = PgMqBackend(url, "q", A | B)``.
+        codec: how messages become JSON; a `JsonCodec` of the message type by default.
+        prepared_statements: False behind a pooler that does not keep prepared statements (pgbouncer in
+            transaction mode before 1.21); None, the default, turns them off behind any pooler. For a URL;
+            a pool is configured by its ``statement_cache_size``.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+
+    @overload
+    def __init__(
+        self,
+        url_or_pool: str | asyncpg.Pool[Any],
+        queue_or_config: str | Config,
+        message_type: type[T],
+        *,
+        codec: Codec[T] | None = ...,
+        prepared_statements: bool | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        url_or_pool: str | asyncpg.Pool[Any],
+        queue_or_config: str | Config,
+        message_type: Any,
+        *,
+        codec: Codec[T] | None = ...,
+        prepared_statements: bool | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        url_or_pool: str | asyncpg.Pool[Any],
+        queue_or_config: str | Config,
+        message_type: Any,
+        *,
+        codec: Codec[T] | None = None,
+        prepared_statements: bool | None = None,
+    ) -> None:
+        self._config = Config.of(queue_or_config)
+        self._message_type = message_type
+        self._codec: Codec[T] = JsonCodec(message_type) if codec is None else codec
+        self._source: Source
+        if isinstance(url_or_pool, str):
+            self._source = UrlSource(url_or_pool, prepared_statements=prepared_statements)
+        elif isinstance(url_or_pool, asyncpg.Pool):
+            self._source = PoolSource(url_or_pool)
+        else:
+            raise ConfigError(f"a database URL or an asyncpg.Pool is needed, not {url_or_pool!r}")
+        # A connection of the program's own pool is not kept from it for the sake of a push now and then.
+        self._lane = Lane(self._source, self._config.queue, hold=not isinstance(self._source, PoolSource))
+        self._sink = Sink(self._lane, self._ready)
+        self._statements: Statements | None = None
+        self._setup_lock = asyncio.Lock()
+        self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
+
+    def __repr__(self) -> str:
+        return f"<PgMqBackend {self._config.queue!r} on {self._source.address}>"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.setup()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._config.queue
+
+    @property
+    def config(self) -> Config:
+        """The queue's settings."""
+        return self._config
+
+    @property
+    def message_type(self) -> Any:
+        """The type of the queue's messages, as given."""
+        return self._message_type
+
+    async def setup(self) -> None:
+        """Make sure that PGMQ and the queue are there; done by itself at first use.
+
+        A PGMQ that is there is used, from 1.5.1 on. Otherwise it is installed: as an extension where the
+        server offers it, else from the SQL that the ``pgmq`` package carries. Safe to call again, and from
+        many processes at once.
+
+        Raises:
+            PgMqNotInstalledError: PGMQ is not there and can be had neither way.
+            PgMqVersionError: the PGMQ that is there is older than 1.5.1.
+            PgMqPermissionError: the role may not do what is needed.
+            PgMqUnavailableError: the server does not answer now.
+        """
+        self._statements = None
+        await self._ready()
+
+    async def close(self) -> None:
+        """Send what is waiting and close the connections; a later use opens new ones."""
+        await self._sink.close()
+
+    async def push(
+        self, message: T, *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+    ) -> TaskId:
+        """Send one message; return its id once it is durably stored.
+
+        Concurrent pushes share statements. A cancelled push may or may not have been sent.
+
+        Args:
+            message: of the backend's message type.
+            delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
+            headers: kept beside the message, for the handler to read; must have a JSON form.
+
+        Raises:
+            EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores.
+            ConfigError: the delay is not a duration.
+            PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
+            PgMqError: the server refused it.
+        """
+        ids = await self._send([self._codec.encode(message)], delay, headers)
+        return ids[0]
+
+    async def push_many(
+        self, messages: Iterable[T], *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+    ) -> list[TaskId]:
+        """Send messages by one statement, all or none; return their ids in the same order.
+
+        Args:
+            messages: of the backend's message type.
+            delay: how long until they become visible, a `timedelta` or seconds; none by default.
+            headers: the same for each message.
+
+        Raises:
+            EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
+        """
+        encode = self._codec.encode
+        payloads = [encode(message) for message in messages]
+        return await self._send(payloads, delay, headers) if payloads else []
+
+    def poll(
+        self,
+        *,
+        worker: str = "apalis-pgmq",
+        capacity: int = _DEFAULT_CAPACITY,
+        on_event: Callable[[Event], None] | None = None,
+        on_lost: Callable[[TaskId], None] | None = None,
+    ) -> QueueConsumer[T]:
+        """Open a claim on the queue: an asynchronous iterator of tasks, to be settled one by one.
+
+        ::
+
+            async with emails.poll() as consumer:
+                async for task in consumer:
+                    await send_email(task.args)
+                    consumer.ack(task)
+
+        What a `Worker` is built on; the arguments are those of `Backend.poll`.
+        """
+        consumer = QueueConsumer(
+            PgMqStore(self._source, self._config, self._ready),
+            self._codec,
+            self._config,
+            worker=worker,
+            capacity=capacity,
+            on_event=on_event,
+            on_lost=on_lost,
+        )
+        self._consumers.add(consumer)
+        return consumer
+
+    def injectables(self) -> Mapping[type, Callable[[Task[Any]], object]]:
+        """Return what handlers may ask for beside the worker's own: `PgMqContext`."""
+        return {PgMqContext: _context}
+
+    async def _ready(self) -> Statements:
+        if self._statements is None:
+            async with self._setup_lock:
+                if self._statements is None:
+                    self._statements = Statements.of(
+                        self._config.queue,
+                        self._config.dead_letter_queue,
+                        has_last_read_at=await ensure_queue(self._lane, self._config.queue),
+                    )
+        return self._statements
+
+    async def _send(
+        self, payloads: list[str], delay: Duration, headers: Mapping[str, object] | None
+    ) -> list[TaskId]:
+        wait = duration("delay", delay, allow_zero=True)
+        count = len(payloads)
+        ids = await self._sink.send(payloads, [_headers(headers)] * count, [wait] * count)
+        if not wait:
+            # Workers of this process need not wait for their next poll.
+            for consumer in self._consumers:
+                consumer.poke()
+        return ids
+
+
+def _headers(headers: Mapping[str, object] | None) -> str | None:
+    if headers is None:
+        return None
+    try:
+        return json.dumps(dict(headers), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise EncodeError(f"the headers have no JSON form: {error}") from error
+
+
+def _context(task: Task[Any]) -> PgMqContext:
+    return PgMqContext(task.queue, task.id, task.attempt, task.headers, task.enqueued_at, task.visible_until)

@@ -1,0 +1,111 @@
+"""Making PGMQ and a queue ready, safely from many processes at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from ._errors import PgMqError, PgMqNotInstalledError, PgMqPermissionError, PgMqVersionError
+from ._sql import CREATE_EXTENSION, CREATE_QUEUE, INSPECT, SETUP_LOCK, queue_table
+
+if TYPE_CHECKING:
+    from ._connect import Connection, Lane
+
+logger = logging.getLogger("apalis_pgmq")
+
+_INSTALL_HINT = (
+    "ask for 'CREATE EXTENSION pgmq' where the server offers it, "
+    "or install the SQL that the 'pgmq' package carries: pip install 'apalis-pgmq[embedded]'"
+)
+
+
+async def ensure_queue(lane: Lane, queue: str) -> bool:
+    """Make sure that PGMQ and the queue are there; return whether its tables have ``last_read_at``.
+
+    Where both are there, this is one query of the catalogues. Otherwise PGMQ is installed, as an
+    extension or from the SQL of the ``pgmq`` package, and the queue created, under an advisory lock.
+
+    Raises:
+        PgMqNotInstalledError: PGMQ is not there and can be had neither way.
+        PgMqVersionError: the PGMQ that is there is older than 1.5.1.
+        PgMqPermissionError: the role may not do what is needed.
+        PgMqUnavailableError: the server does not answer now.
+    """
+    async with lane.connection() as connection:
+        found = await _inspect(connection, queue)
+        if not found["has_queue"]:
+            try:
+                found = await _create(connection, queue)
+            except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+                # Somebody who does not know our lock was faster.
+                found = await _inspect(connection, queue)
+    return bool(found["has_last_read_at"])
+
+
+async def _create(connection: Connection, queue: str) -> asyncpg.Record:
+    async with connection.transaction():
+        await connection.execute(SETUP_LOCK)
+        found = await _inspect(connection, queue)
+        if not found["has_meta"]:
+            await _install(connection, is_available=found["is_available"])
+        if not found["has_queue"]:
+            try:
+                await connection.execute(CREATE_QUEUE, queue)
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise PgMqPermissionError(
+                    f"the database role may not create queue {queue!r}: {error}; create it as a role that "
+                    f"may, with 'apalis-pgmq setup' or SELECT pgmq.create('{queue}')"
+                ) from error
+            logger.info("created queue %s", queue, extra={"queue": queue})
+        return await _inspect(connection, queue)
+
+
+async def _install(connection: Connection, *, is_available: bool) -> None:
+    try:
+        if is_available:
+            await connection.execute(CREATE_EXTENSION)
+        else:
+            await connection.execute(_packaged_sql())
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise PgMqPermissionError(
+            f"PGMQ is not in this database, and the database role may not put it there: {error}; "
+            "run 'apalis-pgmq setup' once as a role with CREATE on the database"
+        ) from error
+    logger.info("installed PGMQ %s", "as an extension" if is_available else "from the 'pgmq' package")
+
+
+def _packaged_sql() -> str:
+    # Located without importing it: that would import psycopg.
+    spec = importlib.util.find_spec("pgmq")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        script = Path(folder) / "sql" / "pgmq.sql"
+        if script.is_file():
+            return script.read_text(encoding="utf-8")
+    raise PgMqNotInstalledError(f"PGMQ is not in this database; {_INSTALL_HINT}")
+
+
+async def _inspect(connection: Connection, queue: str) -> asyncpg.Record:
+    """Look at what is there; refuse what we cannot use."""
+    found: asyncpg.Record = (await connection.fetch(INSPECT, queue_table(queue)))[0]
+    if not found["has_schema"]:
+        return found
+    if not found["has_usage"]:
+        raise PgMqPermissionError(
+            "the database role may not use schema pgmq; as its owner run "
+            "'GRANT USAGE ON SCHEMA pgmq TO <role>', and grant it the tables of its queues"
+        )
+    if not found["has_meta"]:
+        if found["version"] is not None:
+            raise PgMqError("extension pgmq is there, but not in schema pgmq; only that schema is supported")
+        return found
+    if not found["has_headers"]:
+        version = found["version"] or "of an unknown version"
+        raise PgMqVersionError(
+            f"this database has PGMQ {version}, which has no message headers; "
+            "1.5.1 or later is needed: ALTER EXTENSION pgmq UPDATE"
+        )
+    return found

@@ -1,0 +1,136 @@
+"""Sends messages: whatever is pushed while one batch is being stored makes up the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from apalis_pgmq.core import EncodeError, TaskId
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import timedelta
+
+    from ._connect import Lane
+    from ._sql import Statements
+
+_LARGEST_STATEMENT: Final = 10_000
+"""Messages that are sent by one statement, unless one call alone brings more."""
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """The messages of one call, to be sent all or none."""
+
+    payloads: Sequence[str]
+    headers: Sequence[str | None]
+    delays: Sequence[timedelta]
+    sent: asyncio.Future[list[TaskId]]
+
+
+class Sink:
+    """The sending part of a backend: one statement per batch of pushes.
+
+    A lone push is sent at once. Pushes that come while a statement is under way wait for it and share the
+    next one, and so share the cost of one durable commit.
+
+    Args:
+        lane: the connection to send on.
+        ready: makes sure that the queue is there, and returns its statements.
+    """
+
+    def __init__(self, lane: Lane, ready: Callable[[], Awaitable[Statements]]) -> None:
+        self._lane = lane
+        self._ready = ready
+        self._waiting: list[Parcel] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def send(
+        self, payloads: Sequence[str], headers: Sequence[str | None], delays: Sequence[timedelta]
+    ) -> list[TaskId]:
+        """Store messages durably, all or none; return their ids in the same order.
+
+        Raises:
+            EncodeError: PostgreSQL cannot store one of them.
+            PgMqUnavailableError: they may or may not have been stored.
+            PgMqError: they were refused.
+        """
+        parcel = Parcel(payloads, headers, delays, asyncio.get_running_loop().create_future())
+        self._waiting.append(parcel)
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
+        return await parcel.sent
+
+    async def close(self) -> None:
+        """Send what is waiting, then let go of the connection."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender])
+        await self._lane.close()
+
+    async def _send_waiting(self) -> None:
+        try:
+            while self._waiting:
+                await self._send_together(self._take())
+        finally:
+            self._sender = None
+            for parcel in self._waiting:
+                parcel.sent.cancel()
+            self._waiting.clear()
+
+    def _take(self) -> list[Parcel]:
+        """Take as many whole parcels as fit into one statement; leave out what nobody waits for."""
+        parcels: list[Parcel] = []
+        size = 0
+        while self._waiting:
+            parcel = self._waiting[0]
+            if parcels and size + len(parcel.payloads) > _LARGEST_STATEMENT:
+                break
+            del self._waiting[0]
+            if not parcel.sent.done():
+                parcels.append(parcel)
+                size += len(parcel.payloads)
+        return parcels
+
+    async def _send_together(self, parcels: Sequence[Parcel]) -> None:
+        if not parcels:
+            return
+        try:
+            ids = await self._insert(parcels)
+        except EncodeError as error:
+            if len(parcels) == 1:
+                _fail(parcels, error)
+                return
+            # One of them is at fault: the others must not suffer for it.
+            for parcel in parcels:
+                await self._send_together([parcel])
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the parcels
+            _fail(parcels, error)
+        except BaseException:
+            for parcel in parcels:
+                parcel.sent.cancel()
+            raise
+        else:
+            start = 0
+            for parcel in parcels:
+                end = start + len(parcel.payloads)
+                if not parcel.sent.done():
+                    parcel.sent.set_result(ids[start:end])
+                start = end
+
+    async def _insert(self, parcels: Sequence[Parcel]) -> list[TaskId]:
+        statements = await self._ready()
+        rows = await self._lane.fetch(
+            statements.insert,
+            [payload for parcel in parcels for payload in parcel.payloads],
+            [headers for parcel in parcels for headers in parcel.headers],
+            [delay for parcel in parcels for delay in parcel.delays],
+        )
+        # Ids are handed out in the order of insertion; RETURNING promises none.
+        return sorted(TaskId(row[0]) for row in rows)
+
+
+def _fail(parcels: Sequence[Parcel], error: Exception) -> None:
+    for parcel in parcels:
+        if not parcel.sent.done():
+            parcel.sent.set_exception(error)

@@ -1,0 +1,183 @@
+"""A PGMQ queue as a store of messages to claim and settle."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from apalis_pgmq.core import TaskId
+from apalis_pgmq.delivery import Claim
+
+from ._connect import Lane
+from ._errors import PgMqQueueMissingError
+from ._setup import ensure_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from apalis_pgmq.core import Config
+    from apalis_pgmq.delivery import Burial, GiveBack
+
+    from ._connect import Source
+    from ._sql import Statements
+
+_LONGEST_ERROR: Final = 2000
+"""Characters of an error's text that go into a dead letter's headers."""
+
+
+class PgMqStore:
+    """Claims on one connection and settles on another, so that neither waits for the other.
+
+    All that is fenced goes through one connection in turn: an ack never runs beside the extension of the
+    same lease, which would change ``vt`` under it.
+
+    Args:
+        source: where connections come from.
+        config: the queue's settings.
+        ready: makes sure that the queue is there, and returns its statements.
+    """
+
+    def __init__(self, source: Source, config: Config, ready: Callable[[], Awaitable[Statements]]) -> None:
+        self._config = config
+        self._ready = ready
+        self._statements: Statements
+        # A claim that a crash loses was never made: the message is simply delivered again. So its commit
+        # need not wait for the disk. What removes messages does wait.
+        self._claiming = Lane(source, config.queue, settings={"synchronous_commit": "off"})
+        self._settling = Lane(source, config.queue)
+
+    async def open(self) -> None:
+        """Make sure that the queue is there."""
+        self._statements = await self._ready()
+
+    async def close(self) -> None:
+        """Let go of both connections."""
+        await self._claiming.close()
+        await self._settling.close()
+
+    async def claim(self, limit: int) -> list[Claim]:
+        """Lease visible messages, oldest visibility first."""
+        timeout = self._config.visibility_timeout
+        expires = monotonic() + timeout.total_seconds()
+        rows = await self._claiming.fetch(self._statements.claim, limit, timeout)
+        # RETURNING promises no order.
+        rows.sort()
+        return [
+            Claim(TaskId(msg_id), read_ct, vt, expires, message, headers, enqueued_at)
+            for msg_id, read_ct, vt, message, headers, enqueued_at in rows
+        ]
+
+    async def extend(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Lease the claims for a whole visibility timeout from now.
+
+        The new ``vt`` is reckoned from the old one by our own clock, not by the server: so we know what we
+        wrote, even if the answer is lost with the connection.
+        """
+        async with self._settling.connection() as connection:
+            expires = monotonic() + self._config.visibility_timeout.total_seconds()
+            targets = {claim.id: claim.vt + timedelta(seconds=expires - claim.expires) for claim in claims}
+            fence = _Fence(claims)
+            for claim in claims:
+                claim.unsure_vts = (*claim.unsure_vts, targets[claim.id])
+            rows = await connection.fetch(
+                self._statements.extend, *fence.arrays, [targets[msg_id] for msg_id in fence.ids]
+            )
+            kept = _ids(rows)
+            for claim in claims:
+                if claim.id in kept:
+                    claim.vt = targets[claim.id]
+                    claim.expires = expires
+                    claim.unsure_vts = ()
+                    if claim.task is not None:
+                        claim.task.visible_until = claim.vt
+        return kept
+
+    async def finish(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Delete or archive handled messages."""
+        archive = self._config.on_success == "archive"
+        sql = self._statements.archive if archive else self._statements.delete
+        async with self._settling.connection() as connection:
+            return _ids(await connection.fetch(sql, *_Fence(claims).arrays))
+
+    async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
+        """Make messages visible again."""
+        by_id = {item.claim.id: item for item in returns}
+        async with self._settling.connection() as connection:
+            fence = _Fence([item.claim for item in returns])
+            rows = await connection.fetch(
+                self._statements.give_back,
+                *fence.arrays,
+                [by_id[msg_id].delay for msg_id in fence.ids],
+                [by_id[msg_id].refund for msg_id in fence.ids],
+            )
+        return _ids(rows)
+
+    async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
+        """Move messages to the dead-letter queue, which is made on first need."""
+        try:
+            return await self._bury(burials, worker)
+        except PgMqQueueMissingError:
+            # It was never made, or somebody dropped it.
+            await ensure_queue(self._settling, self._config.dead_letter_queue)
+            return await self._bury(burials, worker)
+
+    async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
+        """Return the ids that are still in the queue."""
+        return _ids(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
+
+    async def _bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
+        added = {burial.claim.id: self._reason_headers(burial, worker) for burial in burials}
+        async with self._settling.connection() as connection:
+            fence = _Fence([burial.claim for burial in burials])
+            rows = await connection.fetch(
+                self._statements.bury, *fence.arrays, [added[msg_id] for msg_id in fence.ids]
+            )
+        return _ids(rows)
+
+    def _reason_headers(self, burial: Burial, worker: str) -> str:
+        """Return the headers, as JSON text, that tell why a message is a dead letter."""
+        headers: dict[str, object] = {
+            "x-dead-letter-reason": burial.reason.value,
+            "x-dead-letter-queue": self._config.queue,
+            "x-dead-letter-id": burial.claim.id,
+            "x-dead-letter-attempts": burial.claim.read_ct,
+            "x-dead-letter-at": datetime.now(UTC).isoformat(),
+            "x-dead-letter-worker": _storable(worker),
+        }
+        if burial.error is not None:
+            headers["x-dead-letter-error-type"] = _storable(type(burial.error).__qualname__)
+            headers["x-dead-letter-error"] = _storable(str(burial.error))
+        return json.dumps(headers)
+
+
+class _Fence:
+    """The arrays that name claims by all that their last writer knows.
+
+    A claim of which an extension is in doubt is named twice, by the old ``vt`` and by the new one; it can
+    match only once.
+    """
+
+    __slots__ = ("arrays", "ids")
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self.ids = [claim.id for claim in claims]
+        read_cts = [claim.read_ct for claim in claims]
+        vts = [claim.vt for claim in claims]
+        for claim in claims:
+            for vt in claim.unsure_vts:
+                self.ids.append(claim.id)
+                read_cts.append(claim.read_ct)
+                vts.append(vt)
+        self.arrays = (self.ids, read_cts, vts)
+
+
+def _ids(rows: Iterable[Sequence[TaskId]]) -> AbstractSet[TaskId]:
+    return {row[0] for row in rows}
+
+
+def _storable(text: str) -> str:
+    """Return text as PostgreSQL can store it in jsonb: no NUL, no lone surrogates, not without end."""
+    return text[:_LONGEST_ERROR].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
