@@ -39,6 +39,11 @@ class Source(Protocol):
         """The server, for people: never with a password."""
         ...
 
+    @property
+    def prepared_statements(self) -> bool | None:
+        """Whether prepared statements survive from one use to the next; None: depends on the connection."""
+        ...
+
     async def connect(self) -> Connection:
         """Return a connection for the caller alone."""
         ...
@@ -69,19 +74,19 @@ class UrlSource:
                 else "the database URL must begin with postgres:// or postgresql://"
             )
         self._url = url
-        self._prepared_statements = prepared_statements
+        self.prepared_statements = prepared_statements
         hosts = parts.netloc.rpartition("@")[2] or "localhost"
         self.address = f"PostgreSQL at {hosts}{parts.path}"
 
     async def connect(self) -> Connection:
         """Open a connection."""
-        if self._prepared_statements is None:
+        if self.prepared_statements is None:
             connection = await self._open(prepared=True)
-            self._prepared_statements = not await is_pooled(connection)
-            if self._prepared_statements:
+            self.prepared_statements = not await is_pooled(connection)
+            if self.prepared_statements:
                 return connection
             await connection.close(timeout=_RELEASE_TIMEOUT)
-        return await self._open(prepared=self._prepared_statements)
+        return await self._open(prepared=self.prepared_statements)
 
     async def release(self, connection: Connection) -> None:
         """Close a connection."""
@@ -101,6 +106,8 @@ class UrlSource:
 
 class PoolSource:
     """Connections of the program's own pool."""
+
+    prepared_statements: bool | None = None
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
@@ -162,7 +169,7 @@ class Lane:
         self._settings = settings or {}
         self._hold = hold
         self._connection: Connection | None = None
-        self._pooled = False
+        self._needs_transactions = False
         self._lock = asyncio.Lock()
 
     async def fetch(self, sql: str, *arguments: object) -> list[Any]:
@@ -182,12 +189,13 @@ class Lane:
             try:
                 connection = await self._connect()
                 async with AsyncExitStack() as stack:
-                    if self._pooled:
+                    if self._needs_transactions:
                         # Keeps a statement's preparation and execution on one server connection.
                         await stack.enter_async_context(connection.transaction())
                     yield connection
             except DRIVER_ERRORS as error:
-                if isinstance(error, TimeoutError):
+                if not isinstance(error, asyncpg.PostgresError):
+                    # Not an answer of the server: the connection is in a state that nobody knows.
                     await self._drop(broken=True)
                 raise translate(error, server=self._source.address, queue=self._queue) from error
             finally:
@@ -204,8 +212,9 @@ class Lane:
             await self._drop()
         if self._connection is None:
             connection = self._connection = await self._source.connect()
-            self._pooled = await is_pooled(connection)
-            if not self._pooled:
+            pooled = await is_pooled(connection)
+            self._needs_transactions = pooled and not self._source.prepared_statements
+            if not pooled:
                 for name, value in self._settings.items():
                     await connection.execute(f"SET {name} = {value}")
         return self._connection
