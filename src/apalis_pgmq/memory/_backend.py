@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import Config, EncodeError, duration
@@ -14,6 +14,7 @@ from ._store import DeadLetter, MemoryQueue, MemoryStore, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
 
     from apalis_pgmq.core import Codec, Duration, Event, TaskId
 
@@ -82,6 +83,23 @@ class MemoryBackend(Generic[T]):
     def dead_letters(self) -> list[DeadLetter]:
         """What was given up, oldest first."""
         return list(self._queue.dead_letters)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def setup(self) -> None:
+        """Nothing to prepare; there to take the place of a backend that has."""
+
+    async def close(self) -> None:
+        """Nothing to close; there to take the place of a backend that has."""
 
     async def push(
         self, message: T, *, delay: Duration = 0, headers: Mapping[str, object] | None = None

@@ -1,0 +1,96 @@
+"""The README's code, as it stands there."""
+
+import asyncio
+import re
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from apalis_pgmq import PgMqBackend, WorkerBuilder
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+URL = "postgres://postgres:postgres@localhost:5432/postgres"
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no block {name!r}"
+    return found.group(1)
+
+
+async def read_until(process: asyncio.subprocess.Process, text: str) -> None:
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        while text not in (line := (await process.stdout.readline()).decode()):
+            assert line, f"ended before it printed {text!r}"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+async def test_the_first_program_works_as_written(pgmq_url: str, tmp_path: Path, scheme: str) -> None:
+    program = block("first program")
+    assert URL in program
+    script = tmp_path / "first_program.py"
+    script.write_text(program.replace(URL, scheme + pgmq_url[pgmq_url.index("://") :]))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-u", str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    await read_until(process, "Sending email to: ada@example.com")
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        _, errors = await process.communicate()
+    assert process.returncode == 0
+    assert errors == b""
+    connection = await asyncpg.connect(pgmq_url)
+    assert await connection.fetchval("SELECT count(*) FROM pgmq.q_emails") == 0
+    await connection.execute("SELECT pgmq.drop_queue('emails'::text)")
+    await connection.close()
+
+
+async def test_the_handlers_work_as_written(pgmq_url: str, queue: str) -> None:
+    @dataclass
+    class EmailMessage:
+        to: str
+        subject: str
+        body: str
+
+    class SmtpClient:
+        sent: list[str] = []  # noqa: RUF012 - one client, one list
+
+        async def send(self, to: str, body: str) -> bool:
+            self.sent.append(to)
+            if len(self.sent) == 2:
+                worker.stop()
+            return True
+
+    names = {"EmailMessage": EmailMessage, "SmtpClient": SmtpClient, "__name__": "readme"}
+    exec(compile(block("handlers"), "README.md", "exec", dont_inherit=True), names)
+    async with PgMqBackend(pgmq_url, queue, EmailMessage) as emails:
+        WorkerBuilder("resize").backend(emails).build(names["resize"])
+        worker = WorkerBuilder("send").backend(emails).data(SmtpClient()).build(names["send"])
+        for to in ("ada@example.com", "nowhere", "grace@example.com"):
+            await emails.push(EmailMessage(to, "Hello", "..."))
+        async with asyncio.timeout(20):
+            await worker.run()
+    assert SmtpClient.sent == ["ada@example.com", "grace@example.com"]
+    connection = await asyncpg.connect(pgmq_url)
+    reason = f"SELECT headers->>'x-dead-letter-reason' FROM pgmq.q_{queue}_dlq"
+    assert await connection.fetchval(reason) == "aborted"
+    await connection.close()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    development = README[README.index("## Development") :]
+    command = re.search(r"```bash\n(.*?)```", development, re.DOTALL)
+    assert command
+    ci = (ROOT / ".ci" / "run").read_text().replace("pip install -q", "pip install")
+    assert command.group(1) in ci
