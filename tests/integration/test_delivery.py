@@ -28,7 +28,7 @@ from apalis_pgmq import (
     WorkerBuilder,
 )
 
-from .conftest import Email, Table
+from .conftest import Email, Table, as_role
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -297,9 +297,8 @@ async def test_a_worker_that_cannot_make_the_dead_letter_queue_keeps_the_message
     await db.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     await db.execute(f"GRANT USAGE ON SCHEMA pgmq TO {role}")
     await db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON pgmq.q_{queue} TO {role}")
-    url = pgmq_url.replace(pgmq_url[pgmq_url.index("://") + 3 : pgmq_url.rindex("@")], f"{role}:secret")
     try:
-        async with PgMqBackend(url, Config(queue, poll_interval=0.02), Email) as backend:
+        async with PgMqBackend(as_role(pgmq_url, role), Config(queue, poll_interval=0.02), Email) as backend:
 
             async def handler(message: Email) -> None:
                 if message.to == "bad":
@@ -434,17 +433,41 @@ async def test_buffered_messages_are_kept_too(
     backend: PgMqBackend[Email], table: Table, eventually: Eventually
 ) -> None:
     handled: Counter[str] = Counter()
+    events: list[Event] = []
 
     async def handler(message: Email) -> None:
         handled[message.to] += 1
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2.5)
 
-    await backend.push_many(Email(str(number)) for number in range(8))
-    workers = [WorkerBuilder(name).backend(backend).concurrency(2).build(handler) for name in ("a", "b")]
-    async with Running(workers[0]), Running(workers[1]):
+    await backend.push_many(Email(str(number)) for number in range(2))
+    worker = WorkerBuilder("w").backend(backend).concurrency(1).on_event(events.append).build(handler)
+    async with Running(worker):
+        await eventually(lambda: _in_flight(table, 2))
         await eventually(table.is_empty)
-    assert set(handled.values()) == {1}
-    assert len(handled) == 8
+    assert handled == {"0": 1, "1": 1}
+    assert not [event for event in events if isinstance(event, LeaseLost)]
+
+
+async def test_a_message_that_is_locked_does_not_hold_up_the_others(
+    backend: PgMqBackend[Email], db: asyncpg.Connection, table: Table, eventually: Eventually
+) -> None:
+    handled = []
+
+    async def handler(message: Email) -> None:
+        handled.append(message.to)
+
+    await backend.push_many(Email(str(number)) for number in range(3))
+    worker = WorkerBuilder("w").backend(backend).build(handler)
+    # As another claim that has not committed yet does.
+    lock = f"SELECT FROM pgmq.q_{backend.queue} WHERE msg_id = 1 FOR UPDATE"
+    transaction = db.transaction()
+    await transaction.start()
+    await db.execute(lock)
+    async with Running(worker):
+        await eventually(lambda: handled == ["1", "2"])
+        await transaction.rollback()
+        await eventually(table.is_empty)
+    assert handled == ["1", "2", "0"]
 
 
 async def test_stopping_hands_back_what_was_not_started_without_spending_an_attempt(

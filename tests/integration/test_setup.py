@@ -20,6 +20,8 @@ from apalis_pgmq import (
     PgMqVersionError,
 )
 
+from .conftest import as_role
+
 NewDatabase = Callable[[], Awaitable[str]]
 
 
@@ -35,10 +37,6 @@ async def execute(url: str, *statements: str) -> None:
 async def set_up(url: str, queue: str) -> None:
     async with PgMqBackend(url, queue, str):
         pass
-
-
-def as_role(url: str, role: str) -> str:
-    return urlsplit(url)._replace(netloc=f"{role}:secret@{urlsplit(url).netloc.rpartition('@')[2]}").geturl()
 
 
 @pytest.fixture
@@ -61,6 +59,8 @@ async def test_pgmq_is_installed_from_the_package_where_there_is_none(new_databa
 async def test_an_offered_extension_is_preferred(
     new_database: NewDatabase, admin: asyncpg.Connection
 ) -> None:
+    if admin.get_server_version().major < 18:
+        pytest.skip("before PostgreSQL 18 extensions are found in the installation only")
     url = await new_database()
     path = await _offer_extension(admin)
     await admin.execute(f"ALTER DATABASE {urlsplit(url).path[1:]} SET extension_control_path = '{path}'")
@@ -202,14 +202,10 @@ async def test_too_old_a_version_is_refused(new_database: NewDatabase) -> None:
         await set_up(url, "emails")
 
 
-async def test_wrong_passwords_and_databases_are_told_without_the_password(
-    server_url: str, admin: asyncpg.Connection
-) -> None:
+async def test_wrong_users_and_databases_are_told_without_the_password(server_url: str) -> None:
     parts = urlsplit(server_url)
-    host = parts.netloc.rpartition("@")[2]
-    wrong = parts._replace(netloc=f"postgres:hunter2@{host}").geturl()
     with pytest.raises(PgMqPermissionError, match="check user and password") as caught:
-        await set_up(wrong, "emails")
+        await set_up(as_role(server_url, "nobody_known", "hunter2"), "emails")
     assert "hunter2" not in str(caught.value)
     with pytest.raises(Exception, match="create it, or correct the URL"):
         await set_up(parts._replace(path="/nowhere").geturl(), "emails")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from apalis_pgmq.core import (
     Attempt,
     BackendUnavailableError,
+    ConfigError,
     DeadLettered,
     DeadLetterReason,
     Idle,
@@ -54,6 +55,9 @@ class QueueConsumer(Generic[T]):
         capacity: how many tasks are worked at the same time, at most.
         on_event: is given idle, dead-lettered and lease-lost events.
         on_lost: is given the id of each taken task whose lease was lost.
+
+    Raises:
+        ConfigError: the capacity is not at least 1.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class QueueConsumer(Generic[T]):
         on_event: Callable[[Event], None] | None,
         on_lost: Callable[[TaskId], None] | None,
     ) -> None:
+        if capacity < 1:
+            raise ConfigError(f"capacity must be at least 1, not {capacity}")
         self._store = store
         self._decode = codec.decode
         self._config = config
