@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 import asyncpg
 import pytest
@@ -22,6 +23,7 @@ from apalis_pgmq import (
     PgMqContext,
     PgMqQueueMissingError,
     RetryAfterError,
+    Stalled,
     Task,
     TaskId,
     Worker,
@@ -253,6 +255,68 @@ async def test_after_the_last_retry_the_message_is_dead_lettered_with_its_header
     assert headers["x-dead-letter-error"] == "bad luck \ufffd 3"
     assert headers["x-dead-letter-attempts"] == 3
     assert headers["x-dead-letter-id"] == message_id
+
+
+@pytest.mark.parametrize("dead_letter", ["archive", None])
+async def test_what_is_given_up_can_go_to_the_archive_or_be_deleted(
+    pgmq_url: str, queue: str, table: Table, eventually: Eventually, dead_letter: Literal["archive"] | None
+) -> None:
+    async def handler(message: Email) -> None:
+        raise AbortError("no")
+
+    async with PgMqBackend(pgmq_url, Config(queue, dead_letter=dead_letter), Email) as backend:
+        message_id = await backend.push(Email("x"), headers={"a": 1})
+        async with Running(WorkerBuilder("w").backend(backend).build(handler)):
+            await eventually(table.is_empty)
+    assert await table.dead() == []
+    archived = await table.archived()
+    if dead_letter is None:
+        assert archived == []
+    else:
+        assert [row["msg_id"] for row in archived] == [message_id]
+        headers = json.loads(archived[0]["headers"])
+        assert (headers["a"], headers["x-dead-letter-reason"]) == (1, "aborted")
+        assert archived[0]["read_ct"] == 1
+
+
+async def test_a_handler_that_hangs_is_let_go_after_max_lease(
+    pgmq_url: str, queue: str, table: Table, eventually: Eventually, caplog
+) -> None:
+    attempts = []
+    cancelled = []
+
+    async def handler(message: Email, attempt: Attempt) -> None:
+        attempts.append(attempt)
+        if attempt == 1:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.append(attempt)
+                raise
+
+    config = Config(queue, visibility_timeout=0.5, max_lease=1.5)
+    async with PgMqBackend(pgmq_url, config, Email) as backend:
+        await backend.push(Email("x"))
+        async with Running(WorkerBuilder("w").backend(backend).concurrency(1).build(handler)):
+            await eventually(table.is_empty)
+    assert (attempts, cancelled) == ([1, 2], [1])
+    assert "held for longer than max_lease" in caplog.text
+
+
+async def test_a_blocked_event_loop_is_reported(
+    backend: PgMqBackend[Email], table: Table, eventually: Eventually
+) -> None:
+    events: list[Event] = []
+
+    async def handler(message: Email) -> None:
+        time.sleep(0.5)  # noqa: ASYNC251 - the mistake that is to be reported
+
+    await backend.push(Email("x"))
+    async with Running(WorkerBuilder("w").backend(backend).on_event(events.append).build(handler)):
+        await eventually(lambda: any(isinstance(event, Stalled) for event in events))
+        await eventually(table.is_empty)
+    [stalled] = [event for event in events if isinstance(event, Stalled)]
+    assert 0.15 < stalled.seconds < 5
 
 
 async def test_abort_dead_letters_at_once(

@@ -2,7 +2,7 @@
 
 from ._backend import Backend, Consumer, DeadLetterReason, Sink, SupportsInjection, SupportsSetup
 from ._codec import Codec
-from ._config import Config, OnSuccess
+from ._config import Config, DeadLetter, OnSuccess
 from ._durations import Duration, duration
 from ._errors import (
     AbortError,
@@ -24,6 +24,7 @@ from ._events import (
     Idle,
     LeaseLost,
     MessageEvent,
+    Stalled,
     Started,
     Stopped,
     Succeeded,
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Consumer",
+    "DeadLetter",
     "DeadLetterReason",
     "DeadLettered",
     "DecodeError",
@@ -57,6 +59,7 @@ __all__ = [
     "OnSuccess",
     "RetryAfterError",
     "Sink",
+    "Stalled",
     "Started",
     "Stopped",
     "Succeeded",

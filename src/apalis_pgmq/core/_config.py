@@ -13,6 +13,10 @@ from ._errors import ConfigError
 OnSuccess: TypeAlias = Literal["delete", "archive"]
 """What becomes of a handled message: it is deleted, or moved to PGMQ's archive table."""
 
+DeadLetter: TypeAlias = Literal["queue", "archive"] | None
+"""What becomes of a message that is given up: it is moved to ``<queue>_dlq`` or to PGMQ's archive table,
+or (None) deleted."""
+
 DEAD_LETTER_SUFFIX: Final = "_dlq"
 MAX_QUEUE_NAME: Final = 47
 """PGMQ's own limit, in characters (``pgmq.validate_queue_name``)."""
@@ -29,7 +33,8 @@ class Config:
 
     Args:
         queue: the queue's name, checked by PGMQ's rules: 1 to 43 characters (PGMQ's 47 less the room
-            for the dead-letter queue's suffix ``_dlq``), without ``$``, ``;``, ``--`` and ``'``.
+            for the dead-letter queue's suffix ``_dlq``, where there is one), without ``$``, ``;``, ``--``
+            and ``'``.
         visibility_timeout: how long a claimed message stays invisible to others, 0.1 s to 7 days;
             the default is 30 s. A live worker extends it while it holds the message; the messages of
             a dead one return within this time.
@@ -38,6 +43,11 @@ class Config:
         max_retries: how often a message that failed is delivered again, 0 to 1,000,000; the default
             is 5. A message is delivered at most ``1 + max_retries`` times, crashes included.
         on_success: ``"delete"`` (the default) or ``"archive"``: what becomes of a handled message.
+        dead_letter: ``"queue"`` (the default), ``"archive"`` or None: what becomes of a message that is
+            given up.
+        max_lease: how long a worker may hold one message, lease extensions included, at least the
+            visibility timeout; the default is 12 h (SQS's bound), None is without bound. A handler that
+            hangs for longer is cancelled, and its message delivered again.
 
     Raises:
         ConfigError: a value that cannot work; the text says what is allowed.
@@ -48,6 +58,8 @@ class Config:
     poll_interval: timedelta
     max_retries: int
     on_success: OnSuccess
+    dead_letter: DeadLetter
+    max_lease: timedelta | None
 
     def __init__(
         self,
@@ -57,9 +69,11 @@ class Config:
         poll_interval: Duration = timedelta(milliseconds=100),
         max_retries: int = 5,
         on_success: OnSuccess = "delete",
+        dead_letter: DeadLetter = "queue",
+        max_lease: Duration | None = timedelta(hours=12),
     ) -> None:
-        checked = {
-            "queue": _queue_name(queue),
+        checked: dict[str, Any] = {
+            "queue": _queue_name(queue, has_dead_letter_queue=dead_letter == "queue"),
             "visibility_timeout": duration(
                 "visibility_timeout",
                 visibility_timeout,
@@ -74,7 +88,13 @@ class Config:
             ),
             "max_retries": _retries(max_retries),
             "on_success": _on_success(on_success),
+            "dead_letter": _dead_letter(dead_letter),
         }
+        checked["max_lease"] = (
+            None
+            if max_lease is None
+            else duration("max_lease", max_lease, shortest=checked["visibility_timeout"])
+        )
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -104,20 +124,33 @@ class Config:
         """Return a copy that deletes or archives what was handled."""
         return self._with(on_success=on_success)
 
+    def with_dead_letter(self, dead_letter: DeadLetter) -> Config:
+        """Return a copy that moves what is given up elsewhere, or deletes it."""
+        return self._with(dead_letter=dead_letter)
+
+    def with_max_lease(self, max_lease: Duration | None) -> Config:
+        """Return a copy with another bound on how long a message is held (a `timedelta` or seconds)."""
+        return self._with(max_lease=max_lease)
+
     def _with(self, **changes: Any) -> Config:
         return replace(self, **changes)
 
 
-def _queue_name(queue: object) -> str:
+def _queue_name(queue: object, *, has_dead_letter_queue: bool) -> str:
     if not isinstance(queue, str):
         raise ConfigError(f"queue must be a name or a Config, not {queue!r}")
-    longest = MAX_QUEUE_NAME - len(DEAD_LETTER_SUFFIX)
+    longest = MAX_QUEUE_NAME - (len(DEAD_LETTER_SUFFIX) if has_dead_letter_queue else 0)
     if not queue.strip():
         raise ConfigError("queue must not be empty")
     if len(queue) > longest:
         raise ConfigError(
             f"queue name {queue!r} has {len(queue)} characters; at most {longest} are allowed "
-            f"(PGMQ's {MAX_QUEUE_NAME}, less {len(DEAD_LETTER_SUFFIX)} for {DEAD_LETTER_SUFFIX!r})"
+            f"(PGMQ's {MAX_QUEUE_NAME}"
+            + (
+                f", less {len(DEAD_LETTER_SUFFIX)} for {DEAD_LETTER_SUFFIX!r})"
+                if has_dead_letter_queue
+                else ")"
+            )
         )
     if refused := _REFUSED.search(queue):
         raise ConfigError(
@@ -141,3 +174,13 @@ def _on_success(on_success: object) -> OnSuccess:
     if on_success == "archive":
         return "archive"
     raise ConfigError(f"on_success must be 'delete' or 'archive', not {on_success!r}")
+
+
+def _dead_letter(dead_letter: object) -> DeadLetter:
+    if dead_letter is None:
+        return None
+    if dead_letter == "queue":
+        return "queue"
+    if dead_letter == "archive":
+        return "archive"
+    raise ConfigError(f"dead_letter must be 'queue', 'archive' or None, not {dead_letter!r}")

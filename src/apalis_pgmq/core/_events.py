@@ -3,7 +3,7 @@
 ::
 
     Event
-    ├── Started · Idle · Stopped          about the worker
+    ├── Started · Idle · Stalled · Stopped   about the worker
     └── MessageEvent                      about one message
         ├── Engaged                       a handler starts on it
         ├── Succeeded                     the handler returned
@@ -40,6 +40,17 @@ class Started(Event):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Idle(Event):
     """The queue has nothing to claim now and the worker holds nothing; sent once until that changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stalled(Event):
+    """Something blocked the event loop for so long that leases could run out.
+
+    Attributes:
+        seconds: for how long.
+    """
+
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
+import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
@@ -13,10 +13,7 @@ from apalis_pgmq.core import (
     Attempt,
     BackendUnavailableError,
     ConfigError,
-    DeadLettered,
     DeadLetterReason,
-    Idle,
-    LeaseLost,
     Task,
 )
 
@@ -24,6 +21,7 @@ from ._fetcher import Fetcher
 from ._inbox import Demand, Inbox
 from ._keeper import LeaseKeeper
 from ._outage import Backoff, Outage
+from ._reports import Reports
 from ._settler import Settler
 from ._store import Burial, GiveBack
 
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from ._store import Claim, Store
 
 T = TypeVar("T")
-
-logger = logging.getLogger("apalis_pgmq")
 
 _NO_DELAY: Final = timedelta(0)
 _CLOSE_TIMEOUT: Final = 5.0
@@ -77,9 +73,10 @@ class QueueConsumer(Generic[T]):
         self._decode = codec.decode
         self._config = config
         self._worker = worker
-        self._on_event = on_event
+        self._reports = Reports(worker, config, on_event)
         self._on_lost = on_lost
         self._most_deliveries = 1 + config.max_retries
+        self._max_lease = math.inf if config.max_lease is None else config.max_lease.total_seconds()
         self._held: dict[TaskId, Claim] = {}
         self._is_idle = False
         self._stopping = False
@@ -102,6 +99,8 @@ class QueueConsumer(Generic[T]):
             store,
             self._held,
             lose=self._lose,
+            overdue=self._let_go,
+            stalled=self._reports.stalled,
             visibility_timeout=config.visibility_timeout.total_seconds(),
             outage=self._outage,
         )
@@ -110,7 +109,7 @@ class QueueConsumer(Generic[T]):
             worker=worker,
             settled=self._settled,
             lose=self._lose,
-            buried=self._buried,
+            buried=self._reports.buried,
             outage=self._outage,
         )
 
@@ -143,14 +142,7 @@ class QueueConsumer(Generic[T]):
                 if not self._parts["settler"].done():
                     await self._settler.drained()
         except TimeoutError:
-            logger.warning(
-                "worker %s: closed before %d outcomes on queue %s could be stored; "
-                "those messages are delivered again when their leases end",
-                self._worker,
-                len(self._held),
-                self._config.queue,
-                extra={"worker": self._worker, "queue": self._config.queue, "held": len(self._held)},
-            )
+            self._reports.unstored(len(self._held))
         finally:
             for part in self._parts.values():
                 part.cancel()
@@ -240,11 +232,13 @@ class QueueConsumer(Generic[T]):
 
     def _receive(self, claims: Sequence[Claim]) -> None:
         self._is_idle = False
+        now = time.monotonic()
         for claim in claims:
             if (earlier := self._held.get(claim.id)) is not None:
                 # Our own lease had run out, and it is ourselves who claimed the message again.
                 self._lose(earlier)
             self._held[claim.id] = claim
+            claim.let_go_at = now + self._max_lease
         if self._stopping:
             for claim in claims:
                 self._give_back(claim, _NO_DELAY, refund=1)
@@ -254,8 +248,7 @@ class QueueConsumer(Generic[T]):
     def _on_empty(self) -> None:
         if not self._held and not self._is_idle:
             self._is_idle = True
-            if self._on_event is not None:
-                self._on_event(Idle(worker=self._worker, queue=self._config.queue))
+            self._reports.idle()
 
     def _open_claim(self, claim: Claim) -> Task[T] | None:
         """Make a task of a claim; None if there is nothing to run."""
@@ -320,54 +313,11 @@ class QueueConsumer(Generic[T]):
             self._decide(claim)
             if self._on_lost is not None:
                 self._on_lost(claim.id)
-        logger.warning(
-            "worker %s: lost the lease of message %d on queue %s (attempt %d); "
-            "another worker may have it now, and this one can change nothing",
-            self._worker,
-            claim.id,
-            self._config.queue,
-            claim.read_ct,
-            extra={"worker": self._worker, "queue": self._config.queue, "id": claim.id},
-        )
-        if self._on_event is not None:
-            self._on_event(
-                LeaseLost(
-                    worker=self._worker,
-                    queue=self._config.queue,
-                    id=claim.id,
-                    attempt=Attempt(claim.read_ct),
-                )
-            )
+        self._reports.lost(claim)
 
-    def _buried(self, burial: Burial) -> None:
-        claim = burial.claim
-        logger.error(
-            "worker %s: message %d on queue %s was dead-lettered after attempt %d (%s)%s",
-            self._worker,
-            claim.id,
-            self._config.queue,
-            claim.read_ct,
-            burial.reason.value,
-            f": {burial.error!r}" if burial.error is not None else "",
-            extra={
-                "worker": self._worker,
-                "queue": self._config.queue,
-                "id": claim.id,
-                "attempt": claim.read_ct,
-                "reason": burial.reason.value,
-            },
-        )
-        if self._on_event is not None:
-            self._on_event(
-                DeadLettered(
-                    worker=self._worker,
-                    queue=self._config.queue,
-                    id=claim.id,
-                    attempt=Attempt(claim.read_ct),
-                    reason=burial.reason.value,
-                    error=burial.error,
-                )
-            )
+    def _let_go(self, claim: Claim) -> None:
+        self._reports.overdue(claim)
+        self._lose(claim)
 
 
 def _headers(text: str) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from apalis_pgmq.core import BackendUnavailableError
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 class LeaseKeeper:
     """The part of a consumer that extends leases: one statement per third of the visibility timeout.
 
+    Every lease that is held then stands for at least two thirds of the visibility timeout whenever its turn
+    comes, so that is how long the event loop may stall. A stall of more than a sixth is reported.
+
     Args:
         store: where to extend.
         held: every claim that is not settled in the store, running or buffered.
         lose: is given each claim that is not ours any more.
+        overdue: is given each claim that has been held for longer than is allowed.
+        stalled: is given the seconds for which something blocked the event loop.
         visibility_timeout: seconds.
         outage: shared by the parts of a consumer.
     """
@@ -34,33 +39,43 @@ class LeaseKeeper:
         held: Mapping[TaskId, Claim],
         *,
         lose: Callable[[Claim], None],
+        overdue: Callable[[Claim], None],
+        stalled: Callable[[float], None],
         visibility_timeout: float,
         outage: Outage,
     ) -> None:
         self._store = store
         self._held = held
         self._lose = lose
-        self._visibility_timeout = visibility_timeout
+        self._overdue = overdue
+        self._stalled = stalled
+        self._interval = visibility_timeout / 3
         self._outage = outage
 
     async def run(self) -> None:
-        """Extend what is due, for ever."""
-        interval = self._visibility_timeout / 3
+        """Extend what is held, for ever."""
         while True:
-            await asyncio.sleep(interval)
-            soon = time.monotonic() + self._visibility_timeout * 2 / 3
-            due = [claim for claim in self._held.values() if claim.expires < soon]
-            if not due:
+            due = monotonic() + self._interval
+            await asyncio.sleep(self._interval)
+            now = monotonic()
+            if now - due > self._interval / 2:
+                self._stalled(now - due)
+            for claim in [claim for claim in self._held.values() if claim.let_go_at <= now]:
+                self._overdue(claim)
+            if claims := list(self._held.values()):
+                await self._extend(claims)
+            else:
                 self._outage.is_over("lease keeper")
-                continue
-            try:
-                kept = await self._store.extend(due)
-            except BackendUnavailableError as error:
-                # Tried again at the next turn; the fence finds out what was lost meanwhile.
-                self._outage.begins("lease keeper", error)
-                continue
-            self._outage.is_over("lease keeper")
-            for claim in due:
-                # Settled while we asked: not in the queue any more, but not lost either.
-                if claim.id not in kept and self._held.get(claim.id) is claim:
-                    self._lose(claim)
+
+    async def _extend(self, claims: list[Claim]) -> None:
+        try:
+            kept = await self._store.extend(claims)
+        except BackendUnavailableError as error:
+            # Tried again at the next turn; the fence finds out what was lost meanwhile.
+            self._outage.begins("lease keeper", error)
+            return
+        self._outage.is_over("lease keeper")
+        for claim in claims:
+            # Settled while we asked: not in the queue any more, but not lost either.
+            if claim.id not in kept and self._held.get(claim.id) is claim:
+                self._lose(claim)

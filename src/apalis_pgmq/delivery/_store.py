@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,7 @@ class Claim:
         payload: the message as JSON text.
         headers: its headers as JSON text, or None.
         enqueued_at: when it was sent.
+        let_go_at: when it is not kept any longer, by the monotonic clock, in seconds.
         unsure_vts: what extensions wrote of which we do not know whether they were carried out.
         task: what was made of the claim when it was taken; None while it is buffered.
         settled: its outcome is decided, though perhaps not yet stored.
@@ -39,6 +41,7 @@ class Claim:
     payload: str | None
     headers: str | None
     enqueued_at: datetime
+    let_go_at: float = math.inf
     unsure_vts: tuple[datetime, ...] = ()
     task: Task[Any] | None = None
     settled: bool = False

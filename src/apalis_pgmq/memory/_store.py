@@ -160,12 +160,15 @@ class MemoryStore:
         return done
 
     async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:  # noqa: ARG002 - part of the port
-        """Move messages to the dead letters."""
+        """Give messages up, as the config says."""
         done = set()
         for burial in burials:
             if (message := self._ours(burial.claim)) is not None:
                 del self._queue.messages[message.id]
-                self._queue.dead_letters.append(DeadLetter(message, burial.reason.value, burial.error))
+                if self._queue.config.dead_letter == "archive":
+                    self._queue.archived.append(message)
+                elif self._queue.config.dead_letter == "queue":
+                    self._queue.dead_letters.append(DeadLetter(message, burial.reason.value, burial.error))
                 done.add(message.id)
         return done
 

@@ -71,6 +71,7 @@ class Statements:
         archive: fence.
         give_back: fence, ``$4`` the delay of each, ``$5`` what to take off its read count.
         bury: fence, ``$4`` for each an object of headers to add; moves to the dead-letter queue.
+        bury_in_archive: the same, moves to the archive.
         present: ``$1`` ids.
         insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted.
     """
@@ -81,6 +82,7 @@ class Statements:
     archive: str
     give_back: str
     bury: str
+    bury_in_archive: str
     present: str
     insert: str
 
@@ -101,6 +103,11 @@ class Statements:
         if has_last_read_at:
             columns.append("last_read_at")
         kept = ", ".join(columns)
+        # Others may have stored anything as headers; only an object can take more.
+        with_reason = """
+            CASE WHEN jsonb_typeof(m.headers) = 'object' THEN m.headers ELSE '{}' END
+            || jsonb_build_object('x-dead-letter-enqueued-at', m.enqueued_at) || f.added::jsonb
+        """
         kept_of_m = ", ".join(f"m.{column}" for column in columns)
         return cls(
             # Ordered by vt alone: the index on it serves both the filter and the order, however many
@@ -141,15 +148,21 @@ class Statements:
                     DELETE FROM {q} AS m
                     USING unnest({_FENCE_ARRAYS}, $4::text[]) AS f (msg_id, read_ct, vt, added)
                     WHERE {_FENCE}
-                    RETURNING m.msg_id, m.message,
-                        CASE WHEN jsonb_typeof(m.headers) = 'object' THEN m.headers ELSE '{{}}' END
-                        || jsonb_build_object('x-dead-letter-enqueued-at', m.enqueued_at)
-                        || f.added::jsonb AS headers
+                    RETURNING m.msg_id, m.message, {with_reason} AS headers
                 ), moved AS (
                     INSERT INTO {dead} (vt, message, headers)
                     SELECT now(), message, headers FROM dead ORDER BY msg_id
                 )
                 SELECT msg_id FROM dead
+            """,
+            bury_in_archive=f"""
+                WITH dead AS (
+                    DELETE FROM {q} AS m
+                    USING unnest({_FENCE_ARRAYS}, $4::text[]) AS f (msg_id, read_ct, vt, added)
+                    WHERE {_FENCE}
+                    RETURNING {kept_of_m.replace("m.headers", with_reason + "AS headers")}
+                )
+                INSERT INTO {a} ({kept}) SELECT {kept} FROM dead RETURNING msg_id
             """,
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[])",
             insert=f"""

@@ -116,25 +116,29 @@ class PgMqStore:
         return _ids(rows)
 
     async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
-        """Move messages to the dead-letter queue, which is made on first need."""
+        """Give messages up, as the config says: to the dead-letter queue, which is made on first need."""
+        if self._config.dead_letter is None:
+            async with self._settling.connection() as connection:
+                fence = _Fence([burial.claim for burial in burials])
+                return _ids(await connection.fetch(self._statements.delete, *fence.arrays))
+        if self._config.dead_letter == "archive":
+            return await self._bury(self._statements.bury_in_archive, burials, worker)
         try:
-            return await self._bury(burials, worker)
+            return await self._bury(self._statements.bury, burials, worker)
         except PgMqQueueMissingError:
             # It was never made, or somebody dropped it.
             await ensure_queue(self._settling, self._config.dead_letter_queue)
-            return await self._bury(burials, worker)
+            return await self._bury(self._statements.bury, burials, worker)
 
     async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Return the ids that are still in the queue."""
         return _ids(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
 
-    async def _bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
+    async def _bury(self, sql: str, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         added = {burial.claim.id: self._reason_headers(burial, worker) for burial in burials}
         async with self._settling.connection() as connection:
             fence = _Fence([burial.claim for burial in burials])
-            rows = await connection.fetch(
-                self._statements.bury, *fence.arrays, [added[msg_id] for msg_id in fence.ids]
-            )
+            rows = await connection.fetch(sql, *fence.arrays, [added[msg_id] for msg_id in fence.ids])
         return _ids(rows)
 
     def _reason_headers(self, burial: Burial, worker: str) -> str:
