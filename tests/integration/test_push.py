@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from apalis_pgmq import ConfigError, EncodeError, PgMqBackend, PgMqError, PgMqQueueMissingError
+from apalis_pgmq import ApalisError, ConfigError, EncodeError, PgMqBackend, PgMqError, PgMqQueueMissingError
 
 from .conftest import Email, Table
 
@@ -172,6 +172,24 @@ async def test_both_url_schemes_work(pgmq_url: str, queue: str, scheme: str) -> 
 def test_other_urls_are_refused(url: object) -> None:
     with pytest.raises(ConfigError, match="URL"):
         PgMqBackend(url, "emails", Email)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@host:abc/db",
+        "postgresql://u:hunter2@[::1/db",
+        "postgresql://u:hun/ter2@host/db",
+        "postgresql://u:hun?ter2@host/db",
+        "postgresql://u:hun#ter2@host/db",
+    ],
+)
+async def test_malformed_urls_are_refused_without_their_password(url: str, queue: str) -> None:
+    with pytest.raises(ApalisError) as caught:
+        await PgMqBackend(url, queue, Email).setup()
+    assert "URL" in str(caught.value)
+    assert caught.value.__cause__ is None or "hun" not in str(caught.value.__cause__)
+    assert "hun" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["MiXed", "with space", 'quo"te', "back\\slash", "ümlaut", "dash-ed", "1"])

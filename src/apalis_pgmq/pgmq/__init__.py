@@ -10,6 +10,7 @@ from ._errors import (
     PgMqUnavailableError,
     PgMqVersionError,
 )
+from ._queues import create_queue, drop_queue, queue_length
 
 __all__ = [
     "PgMqBackend",
@@ -20,4 +21,7 @@ __all__ = [
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",
+    "create_queue",
+    "drop_queue",
+    "queue_length",
 ]

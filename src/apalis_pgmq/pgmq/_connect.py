@@ -66,12 +66,20 @@ class UrlSource:
     """
 
     def __init__(self, url: str, *, prepared_statements: bool | None) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError("the database URL cannot be read: its host is malformed") from error
         if parts.scheme not in ("postgres", "postgresql"):
             raise ConfigError(
                 f"the database URL must begin with postgres:// or postgresql://, not {parts.scheme + '://'!r}"
                 if parts.scheme
                 else "the database URL must begin with postgres:// or postgresql://"
+            )
+        if "@" not in parts.netloc and "@" in url:
+            # Then what was taken for the host is a piece of the password, not to be shown.
+            raise ConfigError(
+                "the database URL cannot be read: write '/', '?', '#' and '@' in its password as %2F, %3F, %23, %40"
             )
         self._url = url
         self.prepared_statements = prepared_statements
@@ -96,12 +104,18 @@ class UrlSource:
             connection.terminate()
 
     async def _open(self, *, prepared: bool) -> Connection:
-        return await asyncpg.connect(
-            self._url,
-            timeout=_CONNECT_TIMEOUT,
-            statement_cache_size=100 if prepared else 0,
-            max_cached_statement_lifetime=0,
-        )
+        try:
+            return await asyncpg.connect(
+                self._url,
+                timeout=_CONNECT_TIMEOUT,
+                statement_cache_size=100 if prepared else 0,
+                max_cached_statement_lifetime=0,
+            )
+        except DRIVER_ERRORS:
+            raise
+        except ValueError:
+            # Without its text and its cause: both show the URL.
+            raise ConfigError(f"the URL of {self.address} cannot be read: check its host and port") from None
 
 
 class PoolSource:

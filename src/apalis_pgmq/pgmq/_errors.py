@@ -85,6 +85,8 @@ def translate(error: Exception, *, server: str, queue: str) -> ApalisError:
     text = str(error) or type(error).__name__
     if isinstance(error, asyncpg.InterfaceError) and "pool is clos" in text:
         return PgMqError(f"the connection pool given for queue {queue!r} was closed")
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return PgMqUnavailableError(f"{server} is unavailable: no host is what target_session_attrs asks for")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return PgMqPermissionError(f"{server} does not let us in: {text}; check user and password")
     if isinstance(error, asyncpg.InvalidCatalogNameError):

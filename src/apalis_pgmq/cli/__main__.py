@@ -1,0 +1,5 @@
+"""``python -m apalis_pgmq.cli``."""
+
+from ._app import main
+
+main()

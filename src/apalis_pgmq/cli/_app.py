@@ -1,0 +1,149 @@
+"""The commands and their options; what they do is in modules of their own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from apalis_pgmq._version import __version__
+
+from ._exits import exits
+from ._lifeline import Lifeline
+from ._run import Program
+from ._setup import set_up
+from ._supervisor import supervise
+
+_EPILOG = "Exit codes: 0 fine · 1 failed · 2 called wrongly · 130 interrupted."
+
+app = typer.Typer(
+    name="apalis-pgmq",
+    help="Background workers on PGMQ, the message queue in PostgreSQL.",
+    epilog=_EPILOG,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class LogLevel(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+def main() -> None:
+    """Run the command line; ends the process."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer hands it over like this
+    if wanted:
+        typer.echo(f"apalis-pgmq {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog=_EPILOG)
+def demo(
+    *,
+    messages: Annotated[int, typer.Option(min=2, max=1_000_000, help="How many e-mails to send.")] = 20_000,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many of them at the same time, at most.")
+    ] = 50,
+) -> None:
+    """See it work: a queue, a worker, a retry and a dead letter, in a few seconds.
+
+    It starts a PostgreSQL of its own and leaves nothing behind. If APALIS_PGMQ_URL is set, that server
+    is used instead, with queues of a name of their own, which are dropped at the end.
+    """
+    from ._demo import run_demo  # noqa: PLC0415 - the other commands start faster without
+
+    with exits():
+        run_demo(messages, concurrency)
+
+
+@app.command(epilog=_EPILOG)
+def run(
+    *,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:ATTRIBUTE",
+            help="A Monitor, a Worker, or a function without parameters that returns one; "
+            "a coroutine function will do. The current directory is searched first.",
+        ),
+    ],
+    workers: Annotated[
+        int,
+        typer.Option(min=1, max=1000, help="How many processes run the target. One that dies is replaced."),
+    ] = 1,
+    shutdown_timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long running handlers may take to finish after a signal, 30 s by default. "
+            "For a Worker only: a Monitor has its own, and refuses this option.",
+        ),
+    ] = None,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(
+            case_sensitive=False,
+            help="What to log to stderr, unless the program has set up logging itself.",
+        ),
+    ] = LogLevel.INFO,
+    process: Annotated[int, typer.Option(hidden=True, min=0)] = 0,
+) -> None:
+    """Run workers until a signal: SIGTERM or Ctrl-C stops them cleanly, a second one hurries them."""
+    program = Program(target, shutdown_timeout, log_level.value)
+    if process:
+        # Every process makes the same mistake; one of them tells.
+        with exits(mistakes_are_shown=process == 1):
+            program.run(Lifeline.on_stdin())
+    elif workers > 1:
+        with exits():
+            raise SystemExit(supervise(program, workers))
+    else:
+        with exits():
+            program.run()
+
+
+@app.command(epilog=_EPILOG)
+def setup(
+    *,
+    queue: Annotated[str, typer.Argument(help="The queue's name.")],
+    url: Annotated[
+        str,
+        typer.Option(envvar="APALIS_PGMQ_URL", help="The database, as postgresql://user:password@host/name."),
+    ],
+    dead_letter: Annotated[
+        bool,
+        typer.Option(
+            "--dead-letter/--no-dead-letter",
+            help="Whether to make its dead-letter queue, QUEUE_dlq, too. "
+            "Workers that may not create tables need it to be there.",
+        ),
+    ] = True,
+) -> None:
+    """Make PGMQ and a queue ready. Harmless where they are there already."""
+    with exits():
+        set_up(url, queue, dead_letter=dead_letter)

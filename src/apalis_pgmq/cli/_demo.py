@@ -1,0 +1,222 @@
+"""``apalis-pgmq demo``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections import deque
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+
+from apalis_pgmq.core import ApalisError, Config
+from apalis_pgmq.embedded import embedded_postgres
+from apalis_pgmq.pgmq import PgMqBackend, drop_queue, queue_length
+from apalis_pgmq.worker import WorkerBuilder
+
+from ._exits import show_error
+from ._screen import Screen
+from ._story import MAX_RETRIES, EmailMessage, Mail, Observer, Outbox, faults, send_email
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from apalis_pgmq.core import Task, TaskId
+
+_SHOWN_HEADERS: Final = tuple(
+    f"x-dead-letter-{name}" for name in ("reason", "error", "attempts", "queue", "id", "enqueued-at", "at")
+)
+_FRAME: Final = 0.05
+_PATIENCE: Final = 20.0
+"""Seconds without any progress after which something is wrong."""
+_KEPT_LOG_LINES: Final = 10
+
+
+class DemoError(ApalisError):
+    """The demonstration did not show what it should have shown."""
+
+
+def run_demo(count: int, concurrency: int) -> None:
+    """Send ``count`` messages through a queue, and check what it shows.
+
+    Raises:
+        DemoError: a check did not hold.
+        ApalisError: there is no server, or it refuses.
+    """
+    # All of it on one event loop, even what blocks: its way with Ctrl-C is to cancel at the next `await`,
+    # whereas a KeyboardInterrupt could strike in the middle of a start or of a clean-up.
+    asyncio.run(_demonstrate(Screen(Console(highlight=False)), count, concurrency))
+
+
+async def _demonstrate(screen: Screen, count: int, concurrency: int) -> None:
+    clock = Clock()
+    borrowed = bool(os.environ.get("APALIS_PGMQ_URL"))
+    screen.opening("apalis-pgmq: background workers on PGMQ, the message queue in PostgreSQL")
+    with _log_aside(), ExitStack() as server:
+        with screen.waiting_for("starting PostgreSQL"):
+            url = server.enter_context(embedded_postgres())
+        screen.done(
+            "Took the PostgreSQL of APALIS_PGMQ_URL"
+            if borrowed
+            else "Started a throw-away PostgreSQL (fsync off)",
+            clock.lap(),
+        )
+        await _show(screen, url, count, concurrency)
+        with screen.waiting_for("cleaning up"):
+            server.close()
+    screen.conclusion(
+        "Checked: all others were handled exactly once, the queue is empty, nothing is left behind"
+    )
+    screen.note(f"{clock.total():.1f} s in all")
+
+
+class Clock:
+    """Tells how long things took, in seconds."""
+
+    def __init__(self) -> None:
+        self._begin = self._lap = time.monotonic()
+
+    def lap(self) -> float:
+        """Return the time since the last lap."""
+        before, self._lap = self._lap, time.monotonic()
+        return self._lap - before
+
+    def total(self) -> float:
+        """Return the time since the beginning."""
+        return time.monotonic() - self._begin
+
+
+async def _show(screen: Screen, url: str, count: int, concurrency: int) -> None:
+    clock = Clock()
+    async with _queue(url) as config, PgMqBackend(url, config, EmailMessage) as emails:
+        screen.done("Made a queue", clock.lap())
+        mail, outbox = Mail.of(count), Outbox()
+        with screen.waiting_for("pushing messages"):
+            ids = await emails.push_many(mail.messages)
+        screen.done(f"Pushed {count:,} e-mails to it", clock.lap(), count=count)
+
+        observer = await _work(screen, emails, outbox, count, concurrency)
+        screen.done(f"Handled them in one worker, {concurrency} at a time", observer.seconds, count=count - 2)
+        letter = await _dead_letter(url, config.dead_letter_queue)
+        _tell_of_failures(screen, mail, ids, observer, letter)
+
+        found = faults(
+            mail,
+            ids,
+            outbox,
+            letter,
+            left=await queue_length(url, config.queue),
+            dead=await queue_length(url, config.dead_letter_queue),
+        )
+        if found:
+            raise DemoError(f"a check did not hold: {'; '.join(found)}")
+
+
+async def _work(
+    screen: Screen, emails: PgMqBackend[EmailMessage], outbox: Outbox, count: int, concurrency: int
+) -> Observer:
+    """Work the queue until every message has come to its end."""
+    observer = Observer(count)
+    worker = (
+        WorkerBuilder("demo")
+        .backend(emails)
+        .concurrency(concurrency)
+        .data(outbox)
+        .on_event(observer)
+        .build(send_email)
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(worker.run())
+        await _watch(screen, observer, count)
+        worker.stop()
+    return observer
+
+
+async def _watch(screen: Screen, observer: Observer, count: int) -> None:
+    """Show how far the worker is, until it is done; lose patience if it gets nowhere."""
+    with screen.progress("handling e-mails", count) as show:
+        before, since = -1, time.monotonic()
+        while not observer.has_seen_all:
+            show(observer.ended)
+            if observer.ended != before:
+                before, since = observer.ended, time.monotonic()
+            elif time.monotonic() - since > _PATIENCE:
+                raise DemoError(f"nothing happened for {_PATIENCE:g} s, with {before:,} of {count:,} handled")
+            await asyncio.sleep(_FRAME)
+        show(observer.ended)
+
+
+async def _dead_letter(url: str, queue: str) -> Task[EmailMessage]:
+    """Take a look at the message in a dead-letter queue, which is a queue like any other."""
+    try:
+        async with (
+            asyncio.timeout(_PATIENCE),
+            PgMqBackend(url, queue, EmailMessage) as dead,
+            dead.poll() as letters,
+        ):
+            letter = await anext(letters)
+            letters.hand_back(letter, spend_attempt=False)
+            return letter
+    except TimeoutError:
+        raise DemoError(f"there is no message in {queue}") from None
+
+
+def _tell_of_failures(
+    screen: Screen, mail: Mail, ids: list[TaskId], observer: Observer, letter: Task[EmailMessage]
+) -> None:
+    busy, unknown = ids[mail.busy], ids[mail.unknown]
+    screen.title("One failed, and was tried again")
+    screen.note(f"message {busy} to {mail.messages[mail.busy].to}")
+    for failure in observer.failures[busy]:
+        screen.attempt(failure.attempt, str(failure.error))
+    if attempt := observer.recovered.get(busy):
+        screen.attempt(attempt, None)
+
+    screen.title(f"One failed each time; after {MAX_RETRIES} retries it was put aside, with the reason")
+    screen.note(f"message {unknown} to {letter.args.to}")
+    for failure in observer.failures[unknown]:
+        screen.attempt(failure.attempt, str(failure.error))
+    screen.note("in the dead-letter queue it has these headers:")
+    screen.table({name: letter.headers.get(name) for name in _SHOWN_HEADERS})
+
+
+@asynccontextmanager
+async def _queue(url: str) -> AsyncGenerator[Config]:
+    """Have a queue that nobody else uses, with its dead-letter queue; both are dropped in the end."""
+    config = Config(f"apalis_pgmq_demo_{secrets.token_hex(4)}", poll_interval=0.02, max_retries=MAX_RETRIES)
+    try:
+        yield config
+    finally:
+        for queue in (config.queue, config.dead_letter_queue):
+            await drop_queue(url, queue)
+
+
+@contextmanager
+def _log_aside() -> Iterator[None]:
+    """Keep log lines off the screen, which tells the same in its own words; show them if it fails."""
+    logger = logging.getLogger("apalis_pgmq")
+    aside = _Aside()
+    logger.addHandler(aside)
+    try:
+        yield
+    except Exception:
+        for line in aside.lines:
+            show_error(line)
+        raise
+    finally:
+        logger.removeHandler(aside)
+
+
+class _Aside(logging.Handler):
+    """Keeps the last few lines."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())

@@ -1,0 +1,72 @@
+"""What is done to a queue as a whole, by people and scripts rather than by workers."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from ._connect import Lane, UrlSource
+from ._setup import ensure_queue
+from ._sql import INSPECT, SCHEMA, queue_table, quote
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+_DROP_QUEUE: Final = "SELECT pgmq.drop_queue($1::text)"
+
+
+async def create_queue(url: str, queue: str) -> bool:
+    """Make sure that PGMQ and the queue are there, as `PgMqBackend.setup` does.
+
+    Any name that PGMQ takes will do, a dead-letter queue's among them.
+
+    Returns:
+        Whether the queue was made; False if it was there before.
+
+    Raises:
+        ConfigError: not a database URL.
+        PgMqError: see `PgMqBackend.setup`.
+    """
+    async with _lane(url, queue) as lane:
+        [found] = await lane.fetch(INSPECT, queue_table(queue))
+        await ensure_queue(lane, queue)
+        return not found["has_queue"]
+
+
+async def drop_queue(url: str, queue: str) -> bool:
+    """Remove a queue with all its messages, its archive included.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        ConfigError: not a database URL.
+        PgMqError: the server does not answer, or refuses.
+    """
+    async with _lane(url, queue) as lane:
+        [found] = await lane.fetch(INSPECT, queue_table(queue))
+        if found["has_queue"]:
+            await lane.fetch(_DROP_QUEUE, queue)
+        return bool(found["has_queue"])
+
+
+async def queue_length(url: str, queue: str) -> int:
+    """Count the messages of a queue: waiting, delayed and in flight.
+
+    Raises:
+        ConfigError: not a database URL.
+        PgMqQueueMissingError: there is no such queue.
+        PgMqError: the server does not answer, or refuses.
+    """
+    async with _lane(url, queue) as lane:
+        [row] = await lane.fetch(f"SELECT count(*) FROM {SCHEMA}.{quote(queue_table(queue))}")
+        return int(row[0])
+
+
+@asynccontextmanager
+async def _lane(url: str, queue: str) -> AsyncGenerator[Lane]:
+    lane = Lane(UrlSource(url, prepared_statements=None), queue)
+    try:
+        yield lane
+    finally:
+        await lane.close()

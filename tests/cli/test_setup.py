@@ -1,0 +1,85 @@
+"""``apalis-pgmq setup``, and the command's help."""
+
+import pytest
+
+
+async def queues(db, queue):
+    rows = await db.fetch("SELECT queue_name FROM pgmq.list_queues() WHERE queue_name LIKE $1", f"{queue}%")
+    return sorted(row[0] for row in rows)
+
+
+async def test_makes_the_queue_and_its_dead_letter_queue(cli, pgmq_url, queue, db):
+    done = cli("setup", queue, "--url", pgmq_url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"queue {queue}: created\nqueue {queue}_dlq: created\n"
+    assert await queues(db, queue) == [queue, f"{queue}_dlq"]
+
+    again = cli("setup", queue, APALIS_PGMQ_URL=pgmq_url)
+    assert again.returncode == 0
+    assert again.stdout.count("was there already") == 2
+
+
+async def test_the_dead_letter_queue_can_be_left_out(cli, pgmq_url, queue, db):
+    assert cli("setup", queue, "--url", pgmq_url, "--no-dead-letter").returncode == 0
+    assert await queues(db, queue) == [queue]
+
+
+async def test_installs_pgmq_where_there_is_none(cli, new_database):
+    url = await new_database()
+    assert cli("setup", "emails", "--url", url).stdout.startswith("queue emails: created")
+
+
+async def test_the_longest_name_has_a_dead_letter_queue_too(cli, pgmq_url, queue, db):
+    name = f"{queue}{'x' * (43 - len(queue))}"
+    assert cli("setup", name, "--url", pgmq_url).returncode == 0
+    assert await queues(db, queue) == [name, f"{name}_dlq"]
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("postgresql://user:hunter2@127.0.0.1:1/db", "is unavailable"),
+        ("postgresql://user:hunter2@no-such-host.invalid/db", "is unavailable"),
+        ("mysql://user:hunter2@localhost/db", "must begin with postgres:// or postgresql://"),
+        ("user:hunter2@localhost", "must begin with postgres:// or postgresql://"),
+    ],
+)
+def test_a_bad_url_is_one_line_without_the_password(cli, url, text):
+    done = cli("setup", "emails", "--url", url)
+    assert done.returncode == 1
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_bad_name_is_one_line(cli, pgmq_url):
+    done = cli("setup", "x" * 44, "--url", pgmq_url)
+    assert done.returncode == 1
+    assert "at most 43 are allowed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_a_url_it_is_called_wrongly(cli):
+    done = cli("setup", "emails")
+    assert done.returncode == 2
+    assert "--url" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "setup"])
+def test_help_names_the_exit_codes_and_keeps_secrets(cli, command):
+    done = cli(command, "--help", APALIS_PGMQ_URL="postgresql://user:hunter2@localhost/db")
+    assert done.returncode == 0
+    assert "Exit codes: 0 fine" in done.stdout
+    assert "hunter2" not in done.stdout
+
+
+def test_without_a_command_help_is_shown(cli):
+    done = cli()
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "run", "setup", "--version"))
+
+
+def test_version(cli):
+    from apalis_pgmq._version import __version__
+
+    assert cli("--version").stdout == f"apalis-pgmq {__version__}\n"
