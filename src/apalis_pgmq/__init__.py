@@ -25,6 +25,7 @@ from .core import (
     HandlerError,
     Idle,
     LeaseLost,
+    LeaseLostError,
     MessageEvent,
     RetryAfterError,
     Sink,
@@ -45,8 +46,9 @@ from .pgmq import (
     PgMqQueueMissingError,
     PgMqUnavailableError,
     PgMqVersionError,
+    Transaction,
 )
-from .worker import Data, Monitor, Worker, WorkerBuilder, WorkerContext
+from .worker import Batch, Data, Exponential, Monitor, Worker, WorkerBuilder, WorkerContext, WorkerStats
 from .worker.middleware import Middleware, Next, Timeout
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "Attempt",
     "Backend",
     "BackendUnavailableError",
+    "Batch",
     "Codec",
     "CodecError",
     "Config",
@@ -69,11 +72,13 @@ __all__ = [
     "Engaged",
     "Event",
     "EventListener",
+    "Exponential",
     "Failed",
     "HandlerError",
     "Idle",
     "JsonCodec",
     "LeaseLost",
+    "LeaseLostError",
     "MemoryBackend",
     "MessageEvent",
     "Middleware",
@@ -96,8 +101,10 @@ __all__ = [
     "Task",
     "TaskId",
     "Timeout",
+    "Transaction",
     "Worker",
     "WorkerBuilder",
     "WorkerContext",
+    "WorkerStats",
     "__version__",
 ]

@@ -1,6 +1,14 @@
 """The vocabulary of workers and queues. Standard library only, no input or output."""
 
-from ._backend import Backend, Consumer, DeadLetterReason, Sink, SupportsInjection, SupportsSetup
+from ._backend import (
+    Backend,
+    Consumer,
+    DeadLetterReason,
+    Sink,
+    SupportsInjection,
+    SupportsSetup,
+    SupportsTransactions,
+)
 from ._codec import Codec
 from ._config import Config, DeadLetter, OnSuccess
 from ._durations import Duration, duration
@@ -13,6 +21,7 @@ from ._errors import (
     DecodeError,
     EncodeError,
     HandlerError,
+    LeaseLostError,
     RetryAfterError,
 )
 from ._events import (
@@ -55,6 +64,7 @@ __all__ = [
     "HandlerError",
     "Idle",
     "LeaseLost",
+    "LeaseLostError",
     "MessageEvent",
     "OnSuccess",
     "RetryAfterError",
@@ -65,6 +75,7 @@ __all__ = [
     "Succeeded",
     "SupportsInjection",
     "SupportsSetup",
+    "SupportsTransactions",
     "Task",
     "TaskId",
     "duration",

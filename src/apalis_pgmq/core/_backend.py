@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
     from typing import Self
@@ -42,7 +42,8 @@ class Consumer(Protocol[T_co]):
     back what was not settled and sees every settlement through.
 
     The settling methods are plain calls that return at once; the consumer carries them out in batches.
-    Each takes effect only while the task's lease stands.
+    Each takes effect only while the task's lease stands; it returns whether, as far as is known by then, the
+    task was still there to be settled.
     """
 
     async def __aenter__(self) -> Self: ...
@@ -59,21 +60,21 @@ class Consumer(Protocol[T_co]):
 
     async def __anext__(self) -> Task[T_co]: ...
 
-    def ack(self, task: Task[Any]) -> None:
+    def ack(self, task: Task[Any]) -> bool:
         """Settle a handled task: its message is deleted or archived."""
         ...
 
-    def retry(self, task: Task[Any], *, after: timedelta | None = None) -> None:
+    def retry(self, task: Task[Any], *, after: timedelta | None = None) -> bool:
         """Give a failed task back: visible after the delay, or when its visibility timeout ends."""
         ...
 
     def dead_letter(
         self, task: Task[Any], reason: DeadLetterReason, error: BaseException | None = None
-    ) -> None:
+    ) -> bool:
         """Give the task up: its message moves to the dead-letter queue."""
         ...
 
-    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> None:
+    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> bool:
         """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
         ...
 
@@ -144,6 +145,34 @@ class SupportsSetup(Protocol):
 
     async def setup(self) -> None:
         """Make the queue ready for use; safe to call again, and from many processes at once."""
+        ...
+
+
+@runtime_checkable
+class SupportsTransactions(Protocol):
+    """The capability to handle a message in a transaction of the store that it is in."""
+
+    @property
+    def transaction_type(self) -> type:
+        """What a handler asks for, by type annotation, to be run in a transaction."""
+        ...
+
+    async def transact(
+        self,
+        consumer: Any,
+        tasks: Callable[[], Sequence[Task[Any]]],
+        body: Callable[[object], Awaitable[object]],
+    ) -> object:
+        """Run ``body`` in a transaction and commit it together with the removal of the tasks' messages.
+
+        Args:
+            consumer: whose tasks they are; it was opened by `Backend.poll` of this backend.
+            tasks: is called after ``body`` and returns the tasks that are done.
+            body: is given the transaction.
+
+        Raises:
+            LeaseLostError: a message was not ours any more; everything was rolled back.
+        """
         ...
 
 

@@ -9,6 +9,7 @@
     │   ├── EncodeError                    a message that cannot be sent
     │   └── DecodeError                    a payload that is not of the message type
     ├── BackendUnavailableError            the backend does not answer now; trying later helps
+    ├── LeaseLostError                 the message is another worker's by now; nothing was changed
     ├── AbortError                         raised by a handler: never run this message again
     └── RetryAfterError                    raised by a handler: run this message again after a delay
 
@@ -49,6 +50,10 @@ class BackendUnavailableError(ApalisError):
 
     Workers wait and try again by themselves; a caller of ``push`` gets this error and decides.
     """
+
+
+class LeaseLostError(ApalisError):
+    """The message is not this worker's any more; what was about to change was not changed."""
 
 
 class AbortError(ApalisError):

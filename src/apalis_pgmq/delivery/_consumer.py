@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
@@ -14,6 +15,7 @@ from apalis_pgmq.core import (
     BackendUnavailableError,
     ConfigError,
     DeadLetterReason,
+    LeaseLostError,
     Task,
 )
 
@@ -26,7 +28,7 @@ from ._settler import Settler
 from ._store import Burial, GiveBack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
     from types import TracebackType
 
     from apalis_pgmq.core import Codec, Config, Event, TaskId
@@ -168,32 +170,73 @@ class QueueConsumer(Generic[T]):
                 raise StopAsyncIteration
             await self._inbox.arrival()
 
-    def ack(self, task: Task[Any]) -> None:
+    def ack(self, task: Task[Any]) -> bool:
         """Settle a handled task: its message is deleted or archived."""
-        if (claim := self._settle(task)) is not None:
-            self._settler.finish(claim)
+        if (claim := self._settle(task)) is None:
+            return False
+        self._settler.finish(claim)
+        return True
 
-    def retry(self, task: Task[Any], *, after: timedelta | None = None) -> None:
+    def retry(self, task: Task[Any], *, after: timedelta | None = None) -> bool:
         """Give a failed task back: visible after the delay, or when its visibility timeout ends."""
         if (claim := self._settle(task)) is None:
-            return
+            return False
         if after is None:
             # Nothing to write: the lease is just not extended any more.
             self._settled(claim)
         else:
             self._settler.give_back(GiveBack(claim, after, 0))
+        return True
 
     def dead_letter(
         self, task: Task[Any], reason: DeadLetterReason, error: BaseException | None = None
-    ) -> None:
+    ) -> bool:
         """Give the task up: its message moves to the dead-letter queue."""
-        if (claim := self._settle(task)) is not None:
-            self._settler.bury(Burial(claim, reason, error))
+        if (claim := self._settle(task)) is None:
+            return False
+        self._settler.bury(Burial(claim, reason, error))
+        return True
 
-    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> None:
+    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> bool:
         """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
-        if (claim := self._settle(task)) is not None:
-            self._settler.give_back(GiveBack(claim, _NO_DELAY, 0 if spend_attempt else 1))
+        if (claim := self._settle(task)) is None:
+            return False
+        self._settler.give_back(GiveBack(claim, _NO_DELAY, 0 if spend_attempt else 1))
+        return True
+
+    @asynccontextmanager
+    async def removing(self, tasks: Sequence[Task[Any]]) -> AsyncGenerator[list[Claim]]:
+        """Have the tasks' messages removed by the block instead of by an ack.
+
+        Their leases are not extended within the block. A block that ends without an error has settled them;
+        after one that raises they are as before.
+
+        Raises:
+            LeaseLostError: one of them is not ours any more.
+        """
+        claims = []
+        for task in tasks:
+            claim = self._held.get(task.id)
+            if claim is None or claim.task is not task or claim.settled:
+                raise LeaseLostError(
+                    f"message {task.id} on queue {self._config.queue!r} is not ours any more"
+                )
+            claims.append(claim)
+        for claim in claims:
+            claim.leaving = True
+        try:
+            yield claims
+        except BaseException:
+            for claim in claims:
+                claim.leaving = False
+            raise
+        for claim in claims:
+            self._decide(claim)
+            self._settled(claim)
+
+    def lost(self, claim: Claim) -> None:
+        """Take note that the caller, who works on the task, found its claim lost."""
+        self._lose(claim, tell=False)
 
     def poke(self) -> None:
         """Ask the queue now, because there is a hint that a message came."""
@@ -305,13 +348,13 @@ class QueueConsumer(Generic[T]):
             del self._held[claim.id]
             self._fetcher.has_room()
 
-    def _lose(self, claim: Claim) -> None:
+    def _lose(self, claim: Claim, *, tell: bool = True) -> None:
         if self._held.get(claim.id) is not claim:
             return
         del self._held[claim.id]
         if claim.task is not None and not claim.settled:
             self._decide(claim)
-            if self._on_lost is not None:
+            if tell and self._on_lost is not None:
                 self._on_lost(claim.id)
         self._reports.lost(claim)
 

@@ -62,7 +62,7 @@ class LeaseKeeper:
                 self._stalled(now - due)
             for claim in [claim for claim in self._held.values() if claim.let_go_at <= now]:
                 self._overdue(claim)
-            if claims := list(self._held.values()):
+            if claims := [claim for claim in self._held.values() if not claim.leaving]:
                 await self._extend(claims)
             else:
                 self._outage.is_over("lease keeper")
@@ -77,5 +77,6 @@ class LeaseKeeper:
         self._outage.is_over("lease keeper")
         for claim in claims:
             # Settled while we asked: not in the queue any more, but not lost either.
-            if claim.id not in kept and self._held.get(claim.id) is claim:
+            gone = claim.id not in kept and not claim.leaving
+            if gone and self._held.get(claim.id) is claim:
                 self._lose(claim)

@@ -11,6 +11,7 @@ from ._errors import (
     PgMqVersionError,
 )
 from ._queues import create_queue, drop_queue, queue_length
+from ._transaction import Transaction
 
 __all__ = [
     "PgMqBackend",
@@ -21,6 +22,7 @@ __all__ = [
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",
+    "Transaction",
     "create_queue",
     "drop_queue",
     "queue_length",

@@ -19,14 +19,15 @@ from ._setup import ensure_queue
 from ._sink import Sink
 from ._sql import Statements
 from ._store import PgMqStore
+from ._transaction import Transaction, Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from apalis_pgmq.core import Codec, Duration, Event, Task, TaskId
 
-    from ._connect import Source
+    from ._connect import Connection, Source
 
 T = TypeVar("T")
 
@@ -104,6 +105,7 @@ class PgMqBackend(Generic[T]):
         # A connection of the program's own pool is not kept from it for the sake of a push now and then.
         self._lane = Lane(self._source, self._config.queue, hold=not isinstance(self._source, PoolSource))
         self._sink = Sink(self._lane, self._ready)
+        self._transactions = Transactions(self._source, self._config, self._ready)
         self._statements: Statements | None = None
         self._setup_lock = asyncio.Lock()
         self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
@@ -161,9 +163,15 @@ class PgMqBackend(Generic[T]):
     async def close(self) -> None:
         """Send what is waiting and close the connections; a later use opens new ones."""
         await self._sink.close()
+        await self._transactions.close()
 
     async def push(
-        self, message: T, *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        message: T,
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        connection: Connection | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
 
@@ -173,6 +181,8 @@ class PgMqBackend(Generic[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read; must have a JSON form.
+            connection: the caller's own asyncpg connection to the same database: the message is sent on it,
+                at once, and so if and when the caller's transaction commits.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores.
@@ -180,11 +190,16 @@ class PgMqBackend(Generic[T]):
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._codec.encode(message)], delay, headers)
+        ids = await self._send([self._codec.encode(message)], delay, headers, connection)
         return ids[0]
 
     async def push_many(
-        self, messages: Iterable[T], *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        messages: Iterable[T],
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        connection: Connection | None = None,
     ) -> list[TaskId]:
         """Send messages by one statement, all or none; return their ids in the same order.
 
@@ -192,13 +207,14 @@ class PgMqBackend(Generic[T]):
             messages: of the backend's message type.
             delay: how long until they become visible, a `timedelta` or seconds; none by default.
             headers: the same for each message.
+            connection: as in `push`.
 
         Raises:
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
         encode = self._codec.encode
         payloads = [encode(message) for message in messages]
-        return await self._send(payloads, delay, headers) if payloads else []
+        return await self._send(payloads, delay, headers, connection) if payloads else []
 
     def poll(
         self,
@@ -235,6 +251,27 @@ class PgMqBackend(Generic[T]):
         """Return what handlers may ask for beside the worker's own: `PgMqContext`."""
         return {PgMqContext: _context}
 
+    @property
+    def transaction_type(self) -> type[Transaction]:
+        """What a handler asks for to be run in a transaction."""
+        return Transaction
+
+    async def transact(
+        self,
+        consumer: QueueConsumer[Any],
+        tasks: Callable[[], Sequence[Task[Any]]],
+        body: Callable[[Transaction], Awaitable[object]],
+    ) -> object:
+        """Run ``body`` and commit what it did together with the removal of the tasks' messages.
+
+        What a `Worker` does for a handler that asks for a `Transaction`; see `SupportsTransactions`.
+
+        Raises:
+            LeaseLostError: a message was not ours any more; everything was rolled back.
+            PgMqError: the transaction could not be begun or committed.
+        """
+        return await self._transactions.transact(consumer, tasks, body)
+
     async def _ready(self) -> Statements:
         if self._statements is None:
             async with self._setup_lock:
@@ -247,11 +284,17 @@ class PgMqBackend(Generic[T]):
         return self._statements
 
     async def _send(
-        self, payloads: list[str], delay: Duration, headers: Mapping[str, object] | None
+        self,
+        payloads: list[str],
+        delay: Duration,
+        headers: Mapping[str, object] | None,
+        connection: Connection | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
-        count = len(payloads)
-        ids = await self._sink.send(payloads, [_headers(headers)] * count, [wait] * count)
+        rows = (payloads, [_headers(headers)] * len(payloads), [wait] * len(payloads))
+        if connection is not None:
+            return await self._sink.send_on(connection, *rows)
+        ids = await self._sink.send(*rows)
         if not wait:
             # Workers of this process need not wait for their next poll.
             for consumer in self._consumers:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from asyncpg.pool import PoolConnectionProxy
 
+    from apalis_pgmq.core import ApalisError
+
     Connection: TypeAlias = asyncpg.Connection[Any] | PoolConnectionProxy[Any]
 
 logger = logging.getLogger("apalis_pgmq")
@@ -211,10 +213,14 @@ class Lane:
                 if not isinstance(error, asyncpg.PostgresError):
                     # Not an answer of the server: the connection is in a state that nobody knows.
                     await self._drop(broken=True)
-                raise translate(error, server=self._source.address, queue=self._queue) from error
+                raise self.translate(error) from error
             finally:
                 if not self._hold:
                     await self._drop()
+
+    def translate(self, error: Exception) -> ApalisError:
+        """Return what to raise for an error of the driver."""
+        return translate(error, server=self._source.address, queue=self._queue)
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from apalis_pgmq.core import EncodeError, TaskId
 
+from ._errors import DRIVER_ERRORS
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import timedelta
 
-    from ._connect import Lane
+    from ._connect import Connection, Lane
     from ._sql import Statements
 
 _LARGEST_STATEMENT: Final = 10_000
@@ -61,6 +63,25 @@ class Sink:
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
         return await parcel.sent
+
+    async def send_on(
+        self,
+        connection: Connection,
+        payloads: Sequence[str],
+        headers: Sequence[str | None],
+        delays: Sequence[timedelta],
+    ) -> list[TaskId]:
+        """Store messages on the caller's connection, and so in its transaction; return their ids in order.
+
+        Raises:
+            EncodeError, PgMqUnavailableError, PgMqError: as `send`.
+        """
+        statements = await self._ready()
+        try:
+            rows = await connection.fetch(statements.insert, payloads, headers, delays)
+        except DRIVER_ERRORS as error:
+            raise self._lane.translate(error) from error
+        return sorted(TaskId(row[0]) for row in rows)
 
     async def close(self) -> None:
         """Send what is waiting, then let go of the connection."""

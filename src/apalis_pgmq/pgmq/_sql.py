@@ -164,7 +164,8 @@ class Statements:
                 )
                 INSERT INTO {a} ({kept}) SELECT {kept} FROM dead RETURNING msg_id
             """,
-            present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[])",
+            # Waits for a statement of ours that may still be running although its connection is gone.
+            present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
             insert=f"""
                 INSERT INTO {q} (vt, message, headers)
                 SELECT now() + m.delay, m.message::jsonb, m.headers::jsonb

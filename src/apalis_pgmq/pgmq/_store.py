@@ -79,13 +79,13 @@ class PgMqStore:
         async with self._settling.connection() as connection:
             expires = monotonic() + self._config.visibility_timeout.total_seconds()
             targets = {claim.id: claim.vt + timedelta(seconds=expires - claim.expires) for claim in claims}
-            fence = _Fence(claims)
+            fence = Fence(claims)
             for claim in claims:
                 claim.unsure_vts = (*claim.unsure_vts, targets[claim.id])
             rows = await connection.fetch(
                 self._statements.extend, *fence.arrays, [targets[msg_id] for msg_id in fence.ids]
             )
-            kept = _ids(rows)
+            kept = ids_of(rows)
             for claim in claims:
                 if claim.id in kept:
                     claim.vt = targets[claim.id]
@@ -100,27 +100,27 @@ class PgMqStore:
         archive = self._config.on_success == "archive"
         sql = self._statements.archive if archive else self._statements.delete
         async with self._settling.connection() as connection:
-            return _ids(await connection.fetch(sql, *_Fence(claims).arrays))
+            return ids_of(await connection.fetch(sql, *Fence(claims).arrays))
 
     async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
         """Make messages visible again."""
         by_id = {item.claim.id: item for item in returns}
         async with self._settling.connection() as connection:
-            fence = _Fence([item.claim for item in returns])
+            fence = Fence([item.claim for item in returns])
             rows = await connection.fetch(
                 self._statements.give_back,
                 *fence.arrays,
                 [by_id[msg_id].delay for msg_id in fence.ids],
                 [by_id[msg_id].refund for msg_id in fence.ids],
             )
-        return _ids(rows)
+        return ids_of(rows)
 
     async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         """Give messages up, as the config says: to the dead-letter queue, which is made on first need."""
         if self._config.dead_letter is None:
             async with self._settling.connection() as connection:
-                fence = _Fence([burial.claim for burial in burials])
-                return _ids(await connection.fetch(self._statements.delete, *fence.arrays))
+                fence = Fence([burial.claim for burial in burials])
+                return ids_of(await connection.fetch(self._statements.delete, *fence.arrays))
         if self._config.dead_letter == "archive":
             return await self._bury(self._statements.bury_in_archive, burials, worker)
         try:
@@ -132,14 +132,14 @@ class PgMqStore:
 
     async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Return the ids that are still in the queue."""
-        return _ids(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
+        return ids_of(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
 
     async def _bury(self, sql: str, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         added = {burial.claim.id: self._reason_headers(burial, worker) for burial in burials}
         async with self._settling.connection() as connection:
-            fence = _Fence([burial.claim for burial in burials])
+            fence = Fence([burial.claim for burial in burials])
             rows = await connection.fetch(sql, *fence.arrays, [added[msg_id] for msg_id in fence.ids])
-        return _ids(rows)
+        return ids_of(rows)
 
     def _reason_headers(self, burial: Burial, worker: str) -> str:
         """Return the headers, as JSON text, that tell why a message is a dead letter."""
@@ -157,7 +157,7 @@ class PgMqStore:
         return json.dumps(headers)
 
 
-class _Fence:
+class Fence:
     """The arrays that name claims by all that their last writer knows.
 
     A claim of which an extension is in doubt is named twice, by the old ``vt`` and by the new one; it can
@@ -178,7 +178,7 @@ class _Fence:
         self.arrays = (self.ids, read_cts, vts)
 
 
-def _ids(rows: Iterable[Sequence[TaskId]]) -> AbstractSet[TaskId]:
+def ids_of(rows: Iterable[Sequence[TaskId]]) -> AbstractSet[TaskId]:
     return {row[0] for row in rows}
 
 

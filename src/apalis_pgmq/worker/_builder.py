@@ -6,16 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
-from apalis_pgmq.core import ConfigError, HandlerError
+from apalis_pgmq.core import ConfigError, HandlerError, duration
 
 from ._inject import describe
-from ._worker import Worker
+from ._retry import DEFAULT_POLICY, RetryPolicy, retry_policy
+from ._worker import Batching, Worker
 
 if TYPE_CHECKING:
-    from apalis_pgmq.core import Backend, EventListener
+    from apalis_pgmq.core import Backend, Duration, EventListener
 
+    from ._batch import Batch
+    from ._retry import DelayFunction
     from .middleware import Middleware
 
 T = TypeVar("T")
@@ -26,6 +29,7 @@ Handler: TypeAlias = Callable[Concatenate[T, ...], object]
 
 DEFAULT_CONCURRENCY: Final = 10
 _MOST_CONCURRENCY: Final = 100_000
+_LARGEST_BATCH: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,9 @@ class WorkerBuilder(Generic[T]):
     _data: tuple[object, ...] = ()
     _middleware: tuple[Middleware, ...] = ()
     _listeners: tuple[EventListener, ...] = ()
+    _batching: Batching | None = None
+    _policy: RetryPolicy = DEFAULT_POLICY
+    _cancel_on_lost_lease: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -85,6 +92,59 @@ class WorkerBuilder(Generic[T]):
             raise ConfigError(f"a middleware must be callable, not {middleware!r}")
         return replace(self, _middleware=(*self._middleware, middleware))
 
+    def retry(
+        self,
+        delay: Duration | DelayFunction | None = None,
+        *,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+        abort_on: type[BaseException] | tuple[type[BaseException], ...] = (),
+    ) -> WorkerBuilder[T]:
+        """Set what becomes of a message whose handler raised, within the queue's ``max_retries``.
+
+        What a handler says by `RetryAfterError` or `AbortError` goes first.
+
+        Args:
+            delay: how long until the next attempt: a `timedelta` or seconds, an `Exponential`, or a function
+                of the error and the attempt (from 1). None, the default: until the visibility timeout ends.
+            retry_on: the errors to try again after; all by default. Others dead-letter the message at once.
+            abort_on: errors to dead-letter the message at once after, even if they are among ``retry_on``.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        return replace(self, _policy=retry_policy(delay, retry_on, abort_on))
+
+    def on_lost_lease(self, action: Literal["cancel", "finish"]) -> WorkerBuilder[T]:
+        """Set what becomes of a handler whose message is not ours any more.
+
+        It is cancelled (the default), or may finish. Either way its result changes nothing; a synchronous
+        handler cannot be cancelled.
+
+        Raises:
+            ConfigError: neither of the two.
+        """
+        if action not in ("cancel", "finish"):
+            raise ConfigError(f"on_lost_lease must be 'cancel' or 'finish', not {action!r}")
+        return replace(self, _cancel_on_lost_lease=action == "cancel")
+
+    def batch(self, size: int, wait: Duration = 0.1) -> WorkerBuilder[Batch[T]]:
+        """Have the handler given a `Batch` of messages rather than one; call it after `backend`.
+
+        ``concurrency`` then counts batches.
+
+        Args:
+            size: how many messages make a batch, at most; 1 to 10,000.
+            wait: how long to wait for a batch to fill up once it has a message, a `timedelta` or seconds; the
+                default is 0.1 s.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_BATCH:
+            raise ConfigError(f"a batch's size must be between 1 and {_LARGEST_BATCH:,}, not {size!r}")
+        seconds = duration("wait", wait, allow_zero=True).total_seconds()
+        return replace(cast("WorkerBuilder[Batch[T]]", self), _batching=Batching(size, seconds))
+
     def on_event(self, listener: EventListener) -> WorkerBuilder[T]:
         """Have a plain function called with every event, on the event loop.
 
@@ -114,6 +174,9 @@ class WorkerBuilder(Generic[T]):
             handler,
             is_async=_is_async(handler),
             concurrency=self._concurrency,
+            batching=self._batching,
+            policy=self._policy,
+            cancel_on_lost_lease=self._cancel_on_lost_lease,
             data=self._data,
             middleware=self._middleware,
             listeners=self._listeners,

@@ -6,6 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
@@ -25,13 +26,29 @@ Data: TypeAlias = Annotated[D, _DataMarker]
 """``Data[Mailer]`` as a parameter's annotation: the handler is given the `Mailer` registered with
 `WorkerBuilder.data`. To a type checker the parameter is simply a `Mailer`."""
 
-Source: TypeAlias = Callable[[Task[Any]], object]
+Source: TypeAlias = Callable[[Task[Any], object], object]
+"""Makes an argument from the task and the transaction that it is handled in, if any."""
 
 _OF_TASK: dict[Any, Source] = {
-    Task: lambda task: task,
-    TaskId: lambda task: task.id,
-    Attempt: lambda task: task.attempt,
+    Task: lambda task, _transaction: task,
+    TaskId: lambda task, _transaction: task.id,
+    Attempt: lambda task, _transaction: task.attempt,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A handler with the sources of its arguments.
+
+    Attributes:
+        call: calls it with what a task alone gives.
+        call_in: calls it with a task and a transaction.
+        wants_transaction: whether it asks for a transaction, so that only ``call_in`` will do.
+    """
+
+    call: Callable[[Task[Any]], Any]
+    call_in: Callable[[Task[Any], object], Any]
+    wants_transaction: bool
 
 
 def bind(
@@ -39,15 +56,21 @@ def bind(
     *,
     message_type: Any,
     data: Sequence[object],
-    provided: Mapping[type, Source],
-) -> Callable[[Task[Any]], Any]:
-    """Return a function of the task alone that calls the handler with all that it asks for.
+    of_worker: Mapping[type, object],
+    of_task: Mapping[type, Callable[[Task[Any]], object]],
+    transaction_type: type | None,
+    takes_batch: bool,
+) -> Bound:
+    """Find out where everything comes from that a handler asks for.
 
     Args:
-        handler: a callable; its first parameter takes the message.
-        message_type: the type of the messages that will come.
+        handler: a callable; its first parameter takes the message, or the batch.
+        message_type: the type of what its first parameter will be given.
         data: what `Data` parameters can ask for.
-        provided: what else can be asked for, by type.
+        of_worker: what else is the same for every task, by type.
+        of_task: what else can be made from a task, by type.
+        transaction_type: what to ask for to be run in a transaction; None: there are none.
+        takes_batch: whether it is given batches; then it cannot ask for what belongs to one task.
 
     Raises:
         HandlerError: the handler asks for what nobody provides, by name.
@@ -61,6 +84,13 @@ def bind(
     if not parameters or parameters[0].kind not in (*positional, inspect.Parameter.VAR_POSITIONAL):
         raise HandlerError(f"{name} must take the message as its first parameter")
     _check_message(name, parameters[0], _annotation(handler, parameters[0]), message_type)
+
+    provided: dict[Any, Source] = {kind: _constant(value) for kind, value in of_worker.items()}
+    if not takes_batch:
+        provided |= _OF_TASK | {kind: _from_task(make) for kind, make in of_task.items()}
+    transaction: Source = lambda _task, transaction: transaction  # noqa: E731 - told apart by identity
+    if transaction_type is not None:
+        provided[transaction_type] = transaction
 
     by_position: list[Source] = []
     by_keyword: dict[str, Source] = {}
@@ -76,13 +106,28 @@ def bind(
             by_keyword[parameter.name] = source
 
     if not by_position and not by_keyword:
-        return lambda task: handler(task.args)
+        return Bound(
+            lambda task: handler(task.args), lambda task, _: handler(task.args), wants_transaction=False
+        )
     keywords = list(by_keyword.items())
-    return lambda task: handler(
-        task.args,
-        *[source(task) for source in by_position],
-        **{key: source(task) for key, source in keywords},
-    )
+
+    def call_in(task: Task[Any], transaction: object) -> Any:
+        return handler(
+            task.args,
+            *[source(task, transaction) for source in by_position],
+            **{key: source(task, transaction) for key, source in keywords},
+        )
+
+    wants_transaction = transaction in (*by_position, *by_keyword.values())
+    return Bound(lambda task: call_in(task, None), call_in, wants_transaction=wants_transaction)
+
+
+def _constant(value: object) -> Source:
+    return lambda _task, _transaction: value
+
+
+def _from_task(make: Callable[[Task[Any]], object]) -> Source:
+    return lambda task, _transaction: make(task)
 
 
 def describe(handler: object) -> str:
@@ -98,7 +143,7 @@ def _source(
     handler: Callable[..., Any],
     parameter: inspect.Parameter,
     data: Sequence[object],
-    provided: Mapping[type, Source],
+    provided: Mapping[Any, Source],
 ) -> Source | None:
     """Return where a parameter's value comes from; None: from its own default."""
     annotation = _annotation(handler, parameter)
@@ -114,16 +159,15 @@ def _source(
     if origin is Annotated and _DataMarker in typing.get_args(annotation)[1:]:
         return _datum(name, parameter, typing.get_args(annotation)[0], data)
     wanted = origin if isinstance(origin, type) else annotation
-    for known in (_OF_TASK, provided):
-        if _hashable(wanted) and wanted in known:
-            return known[wanted]
+    if _hashable(wanted) and wanted in provided:
+        return provided[wanted]
     if has_default:
         return None
     if annotation is inspect.Parameter.empty:
         raise HandlerError(
             f"{name}: parameter {parameter.name!r} has no annotation, so it is not known what to pass"
         )
-    known_names = sorted(_type_name(one) for one in (*_OF_TASK, *provided))
+    known_names = sorted(_type_name(one) for one in provided)
     raise HandlerError(
         f"{name}: nobody provides parameter {parameter.name!r} of type {_type_name(annotation)}; "
         f"a handler may ask for {', '.join(known_names)}, or Data[...] of what was given to data()"
@@ -148,8 +192,7 @@ def _datum(name: str, parameter: inspect.Parameter, wanted: Any, data: Sequence[
             f"{name}: parameter {parameter.name!r} asks for Data[{_type_name(wanted)}], "
             f"and {len(matches)} of those were given to data(); wrap them in classes of their own"
         )
-    value = matches[0]
-    return lambda _task: value
+    return _constant(matches[0])
 
 
 def _check_message(name: str, parameter: inspect.Parameter, annotation: Any, message_type: Any) -> None:

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
-from inspect import isawaitable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from apalis_pgmq.core import (
-    AbortError,
-    ApalisError,
-    DeadLetterReason,
-    Engaged,
-    Failed,
-    RetryAfterError,
-    Started,
-    Stopped,
-    Succeeded,
-    SupportsInjection,
-)
+from apalis_pgmq.core import ApalisError, Started, Stopped, Task
 
+from ._batch import Batch, gather
+from ._calling import Calling
 from ._context import in_context
-from ._inject import bind
-from .middleware import wrap
+from ._outcomes import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from apalis_pgmq.core import Backend, Consumer, Event, EventListener, Task, TaskId
+    from apalis_pgmq.core import Backend, Consumer, EventListener, TaskId
 
+    from ._outcomes import WorkerStats
+    from ._retry import RetryPolicy
     from .middleware import Middleware
 
 T = TypeVar("T")
@@ -41,6 +30,13 @@ logger = logging.getLogger("apalis_pgmq")
 
 _SLICE: Final = 0.002
 """Seconds after which handlers that never wait are made to let the event loop run."""
+
+
+class Batching(NamedTuple):
+    """How many messages make a batch, and how many seconds to wait for them."""
+
+    size: int
+    wait: float
 
 
 class WorkerContext:
@@ -79,11 +75,14 @@ class Worker(Generic[T]):
     def __init__(
         self,
         name: str,
-        backend: Backend[T],
+        backend: Backend[Any],
         handler: Callable[..., Any],
         *,
         is_async: bool,
         concurrency: int,
+        batching: Batching | None,
+        policy: RetryPolicy,
+        cancel_on_lost_lease: bool,
         data: Sequence[object],
         middleware: Sequence[Middleware],
         listeners: Sequence[EventListener],
@@ -92,24 +91,21 @@ class Worker(Generic[T]):
         self.concurrency = concurrency
         self._backend = backend
         self._queue = backend.config.queue
-        self._max_retries = backend.config.max_retries
-        self._listeners = tuple(listeners)
-        self._is_async = is_async
-        context = WorkerContext(self)
-        injectables = backend.injectables() if isinstance(backend, SupportsInjection) else {}
-        self._bound = bind(
+        self._batching = batching
+        self._cancel_on_lost_lease = cancel_on_lost_lease
+        self._outcomes = Outcomes(name, backend.config, policy, listeners)
+        self._calling = Calling(
             handler,
-            message_type=backend.message_type,
+            backend,
+            is_async=is_async,
+            takes_batch=batching is not None,
             data=data,
-            provided={WorkerContext: lambda _task: context, **injectables},
+            context=WorkerContext(self),
+            middleware=middleware,
         )
-        self._call = wrap(self._bound if is_async else self._in_thread, middleware)
-        # Without middleware nothing stands between the dispatch and an asynchronous handler.
-        self._begin = self._bound if is_async and not middleware else self._run
-        self._threads: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event
-        self._consumer: Consumer[T] | None = None
+        self._consumer: Consumer[Any] | None = None
         self._is_stopping = False
         self._is_paused = False
         self._running: dict[TaskId, asyncio.Task[Any]] = {}
@@ -128,6 +124,11 @@ class Worker(Generic[T]):
     def is_paused(self) -> bool:
         """Whether the worker was told to pause."""
         return self._is_paused
+
+    @property
+    def stats(self) -> WorkerStats:
+        """What the worker has done so far, as a copy."""
+        return self._outcomes.stats
 
     def stop(self) -> None:
         """End `run`: claim no more, hand back what was not started, finish what runs.
@@ -165,8 +166,7 @@ class Worker(Generic[T]):
             raise ApalisError(f"worker {self.name!r} is running already")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        if not self._is_async:
-            self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
+        self._calling.open(self.name, self.concurrency)
         try:
             while not self._is_stopping:
                 if self._is_paused:
@@ -177,10 +177,7 @@ class Worker(Generic[T]):
         finally:
             self._loop = None
             self._is_stopping = False
-            if self._threads is not None:
-                # Not waited for: a thread that hangs must not hang the event loop.
-                self._threads.shutdown(wait=False, cancel_futures=True)
-                self._threads = None
+            self._calling.close()
 
     async def _work(self) -> None:
         """Work until stopped or paused."""
@@ -188,13 +185,14 @@ class Worker(Generic[T]):
         self._failure = None
         self._consumer = self._backend.poll(
             worker=self.name,
-            capacity=self.concurrency,
-            on_event=self._emit if self._listeners else None,
-            on_lost=self._cancel_lost,
+            capacity=self.concurrency * (1 if self._batching is None else self._batching.size),
+            on_event=self._outcomes.observe,
+            on_lost=self._on_lost,
         )
+        self._calling.serve(self._consumer)
         try:
             async with self._consumer as consumer:
-                self._emit(Started(worker=self.name, queue=self._queue))
+                self._outcomes.emit(Started(worker=self.name, queue=self._queue))
                 async with asyncio.TaskGroup() as group:
                     self._dispatchers = 1
                     self._waiting = 0
@@ -205,11 +203,12 @@ class Worker(Generic[T]):
             raise
         finally:
             self._consumer = None
-            self._emit(Stopped(worker=self.name, queue=self._queue, error=error))
+            self._calling.serve(None)
+            self._outcomes.emit(Stopped(worker=self.name, queue=self._queue, error=error))
         if error is not None:
             raise error
 
-    async def _dispatch(self, consumer: Consumer[T], group: asyncio.TaskGroup) -> None:
+    async def _dispatch(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
         """Take and handle one task after the other; see to it that another dispatcher stands ready.
 
         There are never more dispatchers than ``concurrency``, and never many more than are needed:
@@ -231,122 +230,118 @@ class Worker(Generic[T]):
             if not self._waiting and self._dispatchers < self.concurrency:
                 self._dispatchers += 1
                 group.create_task(self._dispatch(consumer, group))
-            await self._handle(consumer, task, me)
+            if self._batching is None:
+                await self._handle(consumer, task, me)
+            else:
+                await self._handle_batch(consumer, task, me, self._batching)
             if monotonic() > self._slice_ends:
                 await asyncio.sleep(0)
                 self._slice_ends = monotonic() + _SLICE
 
-    async def _handle(self, consumer: Consumer[T], task: Task[T], me: asyncio.Task[Any]) -> None:
+    async def _handle(self, consumer: Consumer[Any], task: Task[Any], me: asyncio.Task[Any]) -> None:
         """Run the handler on a task and settle it, exactly once, whatever happens."""
         self._running[task.id] = me
-        if self._listeners:
-            self._emit(Engaged(worker=self.name, queue=self._queue, id=task.id, attempt=task.attempt))
+        self._outcomes.engaged(task)
         started = monotonic()
         try:
-            result = await in_context(copy_context(), self._begin(task))
+            result = await in_context(copy_context(), self._calling.begin(task))
         except asyncio.CancelledError as error:
             if me in self._lost:
                 return
-            if not me.cancelling():
-                # The handler's own affair: it awaited something that was cancelled.
-                self._failed(consumer, task, error, monotonic() - started)
-                return
-            self._interrupted(consumer, task)
-            raise
+            if me.cancelling():
+                self._interrupted(consumer, [task])
+                raise
+            # The handler's own affair: it awaited something that was cancelled.
+            self._outcomes.failed(consumer, task, error, monotonic() - started)
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
-            if me not in self._lost:
-                self._failed(consumer, task, error, monotonic() - started)
+            self._outcomes.failed(consumer, task, error, monotonic() - started)
         else:
-            consumer.ack(task)
-            if self._listeners and me not in self._lost:
-                self._emit(
-                    Succeeded(
-                        worker=self.name,
-                        queue=self._queue,
-                        id=task.id,
-                        attempt=task.attempt,
-                        result=result,
-                        duration=monotonic() - started,
-                    )
-                )
+            removed = self._calling.is_transactional
+            self._outcomes.succeeded(consumer, task, result, monotonic() - started, removed=removed)
         finally:
+            self._let_go(me, [task])
+
+    async def _handle_batch(
+        self, consumer: Consumer[Any], first: Task[Any], me: asyncio.Task[Any], batching: Batching
+    ) -> None:
+        """Run the handler on a batch and settle each of its tasks, exactly once, whatever happens."""
+        tasks = await self._gather(consumer, first, batching)
+        if not tasks:
+            return
+        batch = Batch(tasks)
+        for task in tasks:
+            self._running[task.id] = me
+            self._outcomes.engaged(task)
+        call = Task(batch, first.id, max(task.attempt for task in tasks), queue=self._queue)
+        started = monotonic()
+        raised: BaseException | None = None
+        result: object = None
+        try:
+            result = await in_context(copy_context(), self._calling.begin(call))
+        except asyncio.CancelledError as error:
+            if me not in self._lost and me.cancelling():
+                self._interrupted(consumer, tasks)
+                raise
+            raised = error
+        except Exception as error:  # noqa: BLE001 - handlers may raise anything
+            raised = error
+        finally:
+            self._let_go(me, tasks)
+        elapsed = monotonic() - started
+        transactional = self._calling.is_transactional
+        for task in tasks:
+            failure = batch.outcome(task, raised, rolled_back=transactional and raised is not None)
+            if failure is None:
+                self._outcomes.succeeded(consumer, task, result, elapsed, removed=transactional)
+            else:
+                self._outcomes.failed(consumer, task, failure, elapsed)
+
+    async def _gather(self, consumer: Consumer[Any], first: Task[Any], batching: Batching) -> list[Task[Any]]:
+        """Take the rest of a batch; if the worker is to stop by then, hand it all back instead."""
+        try:
+            tasks = await gather(consumer, first, size=batching.size, wait=batching.wait)
+        except Exception as error:  # noqa: BLE001 - raised again by `_work`, when handlers are done
+            self._failure = error
+            return []
+        if self._is_stopping or self._is_paused:
+            for task in tasks:
+                consumer.hand_back(task, spend_attempt=False)
+            return []
+        return tasks
+
+    def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]]) -> None:
+        for task in tasks:
             if self._running.get(task.id) is me:
                 del self._running[task.id]
-            if me in self._lost:
-                # That cancellation was for the handler alone; the dispatcher goes on.
-                self._lost.discard(me)
-                me.uncancel()
+        if me in self._lost:
+            # That cancellation was for the handler alone; the dispatcher goes on.
+            self._lost.discard(me)
+            me.uncancel()
 
-    async def _run(self, task: Task[T]) -> object:
-        return await self._call(task)
-
-    async def _in_thread(self, task: Task[T]) -> object:
-        assert self._loop is not None
-        assert self._threads is not None
-        result = await self._loop.run_in_executor(
-            self._threads, partial(copy_context().run, self._bound, task)
-        )
-        # A plain function may still return a coroutine: one wrapped by a decorator does.
-        return await result if isawaitable(result) else result
-
-    def _failed(self, consumer: Consumer[T], task: Task[T], error: BaseException, duration: float) -> None:
-        reason: DeadLetterReason | None = None
-        if isinstance(error, AbortError):
-            reason = DeadLetterReason.ABORTED
-        elif task.attempt > self._max_retries:
-            reason = DeadLetterReason.RETRIES_EXHAUSTED
-        after = error.delay if isinstance(error, RetryAfterError) and reason is None else None
-        if reason is None:
-            consumer.retry(task, after=after)
-        else:
-            consumer.dead_letter(task, reason, error)
-        logger.warning(
-            "worker %s: attempt %d of message %d on queue %s failed after %.3f s%s: %r",
-            self.name,
-            task.attempt,
-            task.id,
-            self._queue,
-            duration,
-            "" if reason is None else ", the last one",
-            error,
-            extra={"worker": self.name, "queue": self._queue, "id": task.id, "attempt": task.attempt},
-            # Where it went wrong is worth its lines once, not at every retry.
-            exc_info=error if task.attempt == 1 and not isinstance(error, RetryAfterError) else None,
-        )
-        if self._listeners:
-            self._emit(
-                Failed(
-                    worker=self.name,
-                    queue=self._queue,
-                    id=task.id,
-                    attempt=task.attempt,
-                    error=error,
-                    duration=duration,
-                    will_retry=reason is None,
-                    retry_after=after,
-                )
+    def _interrupted(self, consumer: Consumer[Any], tasks: Sequence[Task[Any]]) -> None:
+        """The worker is being cancelled while the handler runs."""
+        for task in tasks:
+            if self._calling.is_async:
+                consumer.hand_back(task, spend_attempt=True)
+                continue
+            # A thread cannot be cancelled. While it runs on nobody else should start on the message: it is
+            # left to its visibility timeout.
+            consumer.retry(task)
+            logger.warning(
+                "worker %s: message %d on queue %s is left to its visibility timeout, "
+                "since its synchronous handler may still be running",
+                self.name,
+                task.id,
+                self._queue,
+                extra={"worker": self.name, "queue": self._queue, "id": task.id},
             )
 
-    def _interrupted(self, consumer: Consumer[T], task: Task[T]) -> None:
-        """The worker is being cancelled while the handler runs."""
-        if self._is_async:
-            consumer.hand_back(task, spend_attempt=True)
+    def _on_lost(self, task_id: TaskId) -> None:
+        """The lease of a task was lost; cancel its handler, unless others of its batch are still ours."""
+        dispatcher = self._running.pop(task_id, None)
+        if dispatcher is None or dispatcher in self._lost or not self._cancel_on_lost_lease:
             return
-        # A thread cannot be cancelled. While it runs on nobody else should start on the message: it is
-        # left to its visibility timeout.
-        consumer.retry(task)
-        logger.warning(
-            "worker %s: message %d on queue %s is left to its visibility timeout, "
-            "since its synchronous handler may still be running",
-            self.name,
-            task.id,
-            self._queue,
-            extra={"worker": self.name, "queue": self._queue, "id": task.id},
-        )
-
-    def _cancel_lost(self, task_id: TaskId) -> None:
-        dispatcher = self._running.get(task_id)
-        if dispatcher is not None and dispatcher not in self._lost:
+        if dispatcher not in self._running.values():
             self._lost.add(dispatcher)
             dispatcher.cancel(f"the lease of message {task_id} was lost")
 
@@ -360,15 +355,3 @@ class Worker(Generic[T]):
         self._changed.set()
         if self._consumer is not None and (self._is_stopping or self._is_paused):
             self._consumer.stop()
-
-    def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                logger.exception(
-                    "worker %s: a listener failed on %s",
-                    self.name,
-                    type(event).__name__,
-                    extra={"worker": self.name, "queue": self._queue},
-                )

@@ -1,0 +1,235 @@
+"""Handling a message in a transaction: its effects and its removal are committed together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import asyncpg
+
+from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
+from apalis_pgmq.delivery import Backoff
+
+from ._connect import Lane, PoolSource
+from ._errors import DRIVER_ERRORS, translate
+from ._store import Fence, ids_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from apalis_pgmq.core import Config, Duration, Task, TaskId
+    from apalis_pgmq.delivery import Claim, QueueConsumer
+
+    from ._backend import PgMqBackend
+    from ._connect import Connection, Source
+    from ._sql import Statements
+
+M = TypeVar("M")
+
+_TRIES: Final = 3
+"""How often to look for a message whose lease is being extended at the same moment."""
+
+
+class Transaction:
+    """An open transaction around a handler; ask for it by type annotation, in an ``async def`` handler.
+
+    When the handler returns, what it did on `connection` and the removal of its message are committed
+    together. When it raises, or its lease is lost, both are rolled back. So its effects in this database
+    happen exactly once, however often the message is delivered.
+
+    Attributes:
+        connection: an asyncpg connection inside the transaction. It must neither be committed nor rolled
+            back by the handler, other than to a savepoint (``async with connection.transaction()``).
+    """
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def push(
+        self,
+        backend: PgMqBackend[M],
+        message: M,
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+    ) -> TaskId:
+        """Send a message to a queue of the same database, if and when the transaction commits."""
+        return await backend.push(message, delay=delay, headers=headers, connection=self.connection)
+
+    async def push_many(
+        self,
+        backend: PgMqBackend[M],
+        messages: Iterable[M],
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+    ) -> list[TaskId]:
+        """Send messages to a queue of the same database, if and when the transaction commits."""
+        return await backend.push_many(messages, delay=delay, headers=headers, connection=self.connection)
+
+
+class Transactions:
+    """Runs handlers in transactions, each on a connection of its own.
+
+    Connections that are done with are kept for the next handler, so that there are as many as handlers ran
+    at the same time.
+
+    Args:
+        source: where connections come from.
+        config: the queue's settings.
+        ready: makes sure that the queue is there, and returns its statements.
+    """
+
+    def __init__(self, source: Source, config: Config, ready: Callable[[], Awaitable[Statements]]) -> None:
+        self._source = source
+        self._config = config
+        self._ready = ready
+        self._spare: list[Connection] = []
+
+    async def close(self) -> None:
+        """Let go of the spare connections."""
+        while self._spare:
+            await self._source.release(self._spare.pop())
+
+    async def transact(
+        self,
+        consumer: QueueConsumer[Any],
+        tasks: Callable[[], Sequence[Task[Any]]],
+        body: Callable[[Transaction], Awaitable[object]],
+    ) -> object:
+        """Run ``body`` and commit what it did together with the removal of the tasks' messages.
+
+        Nothing is committed if no task is done.
+
+        Raises:
+            LeaseLostError: a message was not ours any more; all was rolled back.
+            PgMqError: the transaction could not be begun or committed.
+        """
+        connection = await self._translated(self._take())
+        try:
+            transaction = connection.transaction()
+            await self._translated(transaction.start())
+            try:
+                result = await body(Transaction(connection))
+                if done := tasks():
+                    await _uninterrupted(self._end(connection, transaction, consumer, done))
+                else:
+                    await transaction.rollback()
+            except BaseException:
+                await _roll_back(connection, transaction)
+                raise
+        finally:
+            await self._put_back(connection)
+        return result
+
+    async def _end(
+        self,
+        connection: Connection,
+        transaction: asyncpg.transaction.Transaction,
+        consumer: QueueConsumer[Any],
+        tasks: Sequence[Task[Any]],
+    ) -> None:
+        async with consumer.removing(tasks) as claims:
+            missing = await self._translated(self._remove(connection, claims))
+            if missing:
+                for claim in missing:
+                    consumer.lost(claim)
+                raise LeaseLostError(
+                    f"message {missing[0].id} on queue {self._config.queue!r} is not ours any more; "
+                    "what its handler did was rolled back"
+                )
+            try:
+                await transaction.commit()
+            except DRIVER_ERRORS as error:
+                if not await self._was_committed(claims, error):
+                    raise self._error(error) from error
+
+    async def _remove(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
+        """Remove messages; return those that are not ours any more."""
+        statements = await self._ready()
+        sql = statements.archive if self._config.on_success == "archive" else statements.delete
+        missing = list(claims)
+        for _ in range(_TRIES):
+            # An extension that was under way when we began makes us miss the row once: our statement waits
+            # for it and then finds another `vt`. By now the claim names that one too.
+            removed = ids_of(await connection.fetch(sql, *Fence(missing).arrays))
+            missing = [claim for claim in missing if claim.id not in removed]
+            if not missing:
+                break
+        return missing
+
+    async def _was_committed(self, claims: Sequence[Claim], error: Exception) -> bool:
+        """Find out whether a commit took place whose answer was lost: then the messages are gone."""
+        if isinstance(error, asyncpg.PostgresError) and not isinstance(
+            error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError
+        ):
+            return False
+        statements = await self._ready()
+        lane = Lane(self._source, self._config.queue, hold=False)
+        backoff = Backoff()
+        try:
+            async with asyncio.timeout(self._config.visibility_timeout.total_seconds()):
+                while True:
+                    try:
+                        return not await lane.fetch(statements.present, [claim.id for claim in claims])
+                    except BackendUnavailableError:
+                        await asyncio.sleep(backoff.delay())
+        except TimeoutError:
+            return False
+        finally:
+            await lane.close()
+
+    async def _take(self) -> Connection:
+        while self._spare:
+            connection = self._spare.pop()
+            if not connection.is_closed():
+                return connection
+            await self._source.release(connection)
+        return await self._source.connect()
+
+    async def _put_back(self, connection: Connection) -> None:
+        """Keep a sound connection for the next handler, without what this one has set on it."""
+        if isinstance(self._source, PoolSource) or connection.is_closed() or connection.is_in_transaction():
+            await self._source.release(connection)
+            return
+        try:
+            await connection.reset()
+        except DRIVER_ERRORS:
+            await self._source.release(connection)
+        else:
+            self._spare.append(connection)
+
+    async def _translated(self, call: Awaitable[M]) -> M:
+        try:
+            return await call
+        except DRIVER_ERRORS as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> Exception:
+        return translate(error, server=self._source.address, queue=self._config.queue)
+
+
+async def _uninterrupted(work: Awaitable[None]) -> None:
+    """See work through, even if cancelled meanwhile: between removal and commit is no place to stop."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            # Its error, if any, gives way to the cancellation.
+            task.exception()
+        raise
+
+
+async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Transaction) -> None:
+    if connection.is_closed():
+        return
+    try:
+        await transaction.rollback()
+    except DRIVER_ERRORS:
+        # Ended already, or broken: the server rolls back by itself.
+        connection.terminate()
