@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from apalis_pgmq import PgMqBackend, WorkerBuilder
+from apalis_pgmq import AbortError, Monitor, PgMqBackend, WorkerBuilder
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -81,6 +81,40 @@ async def test_the_handlers_work_as_written(pgmq_url: str, queue: str) -> None:
     reason = f"SELECT headers->>'x-dead-letter-reason' FROM pgmq.q_{queue}_dlq"
     assert await connection.fetchval(reason) == "aborted"
     await connection.close()
+
+
+async def test_the_other_handlers_work_as_written(pgmq_url: str, queue: str, db: asyncpg.Connection) -> None:
+    @dataclass
+    class EmailMessage:
+        to: str
+        subject: str
+        body: str
+
+    await db.execute("CREATE TABLE bills (customer text)")
+    async with (
+        PgMqBackend(pgmq_url, f"{queue}_bills", EmailMessage) as bills,
+        PgMqBackend(pgmq_url, queue, EmailMessage) as emails,
+    ):
+        names = {
+            "EmailMessage": EmailMessage,
+            "AbortError": AbortError,
+            "WorkerBuilder": WorkerBuilder,
+            "bills": bills,
+            "emails": emails,
+            "__name__": "readme",
+        }
+        exec(compile(block("more handlers"), "README.md", "exec", dont_inherit=True), names)
+        await bills.push(EmailMessage("ada", "s", "b"))
+        await emails.push(EmailMessage("nobody", "s", ""))
+        monitor = Monitor(handle_signals=False).register(names["billing"]).register(names["indexing"])
+        run = asyncio.create_task(monitor.run())
+        async with asyncio.timeout(20):
+            while names["indexing"].stats.succeeded < 1 or names["indexing"].stats.dead_lettered < 1:
+                await asyncio.sleep(0.01)
+        monitor.stop()
+        await run
+    assert [row["customer"] for row in await db.fetch("SELECT customer FROM bills")] == ["ada"]
+    await db.execute("DROP TABLE bills")
 
 
 def test_links_lead_somewhere() -> None:
