@@ -1,7 +1,9 @@
 """A real PostgreSQL with real PGMQ for every test that asks for one."""
 
+import asyncio
 import itertools
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
@@ -56,8 +58,6 @@ async def new_database(
 @pytest.fixture(scope="session")
 def pgmq_url(server_url: str) -> Iterator[str]:
     """A database that has PGMQ."""
-    import asyncio
-
     name = f"test_{uuid.uuid4().hex[:12]}"
     url = database_url(server_url, name)
 
@@ -93,3 +93,21 @@ _numbers = itertools.count(1)
 def queue() -> str:
     """A queue name that nobody has used."""
     return f"q{next(_numbers)}_{uuid.uuid4().hex[:6]}"
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Wait until a condition holds, or fail."""
+
+    async def wait(condition: Callable[[], object], within: float = 20.0) -> None:
+        deadline = time.monotonic() + within
+        while True:
+            result = condition()
+            if asyncio.iscoroutine(result):
+                result = await result
+            if result:
+                return
+            assert time.monotonic() < deadline, "the condition did not come true"
+            await asyncio.sleep(0.01)
+
+    return wait

@@ -1,6 +1,3 @@
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,24 +10,6 @@ class Email:
     to: str
     subject: str = "s"
     body: str = "b"
-
-
-@pytest.fixture
-def eventually() -> Callable[..., Awaitable[None]]:
-    """Wait until a condition holds, or fail."""
-
-    async def wait(condition: Callable[[], object], within: float = 20.0) -> None:
-        deadline = time.monotonic() + within
-        while True:
-            result = condition()
-            if asyncio.iscoroutine(result):
-                result = await result
-            if result:
-                return
-            assert time.monotonic() < deadline, "the condition did not come true"
-            await asyncio.sleep(0.01)
-
-    return wait
 
 
 def as_role(url: str, role: str, password: str = "secret") -> str:
