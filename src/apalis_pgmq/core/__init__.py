@@ -10,9 +10,20 @@ from ._backend import (
     SupportsTransactions,
 )
 from ._codec import Codec
-from ._config import Config, DeadLetter, OnSuccess
+from ._config import Config, DeadLetterTarget, OnSuccess, checked_payload
+from ._dead_letters import (
+    DeadLetter,
+    Redrive,
+    SupportsDeadLetters,
+    dead_letter_headers,
+    headers_of,
+    redriven_headers,
+    require_dead_letter_queue,
+    whole_number,
+)
 from ._durations import Duration, duration
 from ._errors import (
+    LONGEST,
     AbortError,
     ApalisError,
     BackendUnavailableError,
@@ -41,6 +52,7 @@ from ._events import (
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
+    "LONGEST",
     "AbortError",
     "ApalisError",
     "Attempt",
@@ -53,6 +65,7 @@ __all__ = [
     "Consumer",
     "DeadLetter",
     "DeadLetterReason",
+    "DeadLetterTarget",
     "DeadLettered",
     "DecodeError",
     "Duration",
@@ -67,16 +80,24 @@ __all__ = [
     "LeaseLostError",
     "MessageEvent",
     "OnSuccess",
+    "Redrive",
     "RetryAfterError",
     "Sink",
     "Stalled",
     "Started",
     "Stopped",
     "Succeeded",
+    "SupportsDeadLetters",
     "SupportsInjection",
     "SupportsSetup",
     "SupportsTransactions",
     "Task",
     "TaskId",
+    "checked_payload",
+    "dead_letter_headers",
     "duration",
+    "headers_of",
+    "redriven_headers",
+    "require_dead_letter_queue",
+    "whole_number",
 ]

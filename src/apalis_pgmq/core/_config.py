@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 from ._durations import Duration, duration
-from ._errors import ConfigError
+from ._errors import ConfigError, EncodeError
 
 OnSuccess: TypeAlias = Literal["delete", "archive"]
 """What becomes of a handled message: it is deleted, or moved to PGMQ's archive table."""
 
-DeadLetter: TypeAlias = Literal["queue", "archive"] | None
+DeadLetterTarget: TypeAlias = Literal["queue", "archive"] | None
 """What becomes of a message that is given up: it is moved to ``<queue>_dlq`` or to PGMQ's archive table,
 or (None) deleted."""
 
@@ -23,6 +23,9 @@ MAX_QUEUE_NAME: Final = 47
 
 _REFUSED = re.compile(r"\$|;|--|'|\x00")
 _MAX_RETRIES: Final = 1_000_000
+_MEBIBYTE: Final = 1024 * 1024
+_LONGEST_CHARACTER: Final = 4
+"""Bytes of a character in UTF-8, at most."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -45,9 +48,9 @@ class Config:
         on_success: ``"delete"`` (the default) or ``"archive"``: what becomes of a handled message.
         dead_letter: ``"queue"`` (the default), ``"archive"`` or None: what becomes of a message that is
             given up.
-        max_lease: how long a worker may hold one message, lease extensions included, at least the
-            visibility timeout; the default is 12 h (SQS's bound), None is without bound. A handler that
-            hangs for longer is cancelled, and its message delivered again.
+        max_lease: how long a worker may hold one message, lease extensions included; the default is 12 h
+            (SQS's bound), None is without bound, less than the visibility timeout counts as that. A handler
+            that hangs for longer is cancelled, and its message delivered again.
 
     Raises:
         ConfigError: a value that cannot work; the text says what is allowed.
@@ -58,8 +61,9 @@ class Config:
     poll_interval: timedelta
     max_retries: int
     on_success: OnSuccess
-    dead_letter: DeadLetter
+    dead_letter: DeadLetterTarget
     max_lease: timedelta | None
+    max_payload: int | None
 
     def __init__(
         self,
@@ -69,8 +73,9 @@ class Config:
         poll_interval: Duration = timedelta(milliseconds=100),
         max_retries: int = 5,
         on_success: OnSuccess = "delete",
-        dead_letter: DeadLetter = "queue",
+        dead_letter: DeadLetterTarget = "queue",
         max_lease: Duration | None = timedelta(hours=12),
+        max_payload: int | None = _MEBIBYTE,
     ) -> None:
         checked: dict[str, Any] = {
             "queue": _queue_name(queue, has_dead_letter_queue=dead_letter == "queue"),
@@ -89,12 +94,9 @@ class Config:
             "max_retries": _retries(max_retries),
             "on_success": _on_success(on_success),
             "dead_letter": _dead_letter(dead_letter),
+            "max_payload": _max_payload(max_payload),
         }
-        checked["max_lease"] = (
-            None
-            if max_lease is None
-            else duration("max_lease", max_lease, shortest=checked["visibility_timeout"])
-        )
+        checked["max_lease"] = None if max_lease is None else duration("max_lease", max_lease)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
@@ -124,7 +126,7 @@ class Config:
         """Return a copy that deletes or archives what was handled."""
         return self._with(on_success=on_success)
 
-    def with_dead_letter(self, dead_letter: DeadLetter) -> Config:
+    def with_dead_letter(self, dead_letter: DeadLetterTarget) -> Config:
         """Return a copy that moves what is given up elsewhere, or deletes it."""
         return self._with(dead_letter=dead_letter)
 
@@ -132,8 +134,29 @@ class Config:
         """Return a copy with another bound on how long a message is held (a `timedelta` or seconds)."""
         return self._with(max_lease=max_lease)
 
+    def with_max_payload(self, max_payload: int | None) -> Config:
+        """Return a copy with another bound on what is sent (bytes of JSON)."""
+        return self._with(max_payload=max_payload)
+
     def _with(self, **changes: Any) -> Config:
         return replace(self, **changes)
+
+
+def checked_payload(payload: str, config: Config) -> str:
+    """Return a payload that is not larger than the queue's config allows.
+
+    Raises:
+        EncodeError: it is; the text names its size, the limit and the queue.
+    """
+    limit = config.max_payload
+    if limit is not None and len(payload) * _LONGEST_CHARACTER > limit:
+        size = len(payload) if payload.isascii() else len(payload.encode("utf-8", "surrogatepass"))
+        if size > limit:
+            raise EncodeError(
+                f"the message has {size:,} bytes as JSON, and queue {config.queue!r} takes at most {limit:,}; "
+                "send a reference to large data, or raise max_payload"
+            )
+    return payload
 
 
 def _queue_name(queue: object, *, has_dead_letter_queue: bool) -> str:
@@ -168,6 +191,16 @@ def _retries(max_retries: object) -> int:
     return max_retries
 
 
+def _max_payload(max_payload: object) -> int | None:
+    if max_payload is None:
+        return None
+    if isinstance(max_payload, bool) or not isinstance(max_payload, int):
+        raise ConfigError(f"max_payload must be a whole number of bytes or None, not {max_payload!r}")
+    if max_payload < 1:
+        raise ConfigError(f"max_payload must be at least 1 byte, not {max_payload}")
+    return max_payload
+
+
 def _on_success(on_success: object) -> OnSuccess:
     if on_success == "delete":
         return "delete"
@@ -176,7 +209,7 @@ def _on_success(on_success: object) -> OnSuccess:
     raise ConfigError(f"on_success must be 'delete' or 'archive', not {on_success!r}")
 
 
-def _dead_letter(dead_letter: object) -> DeadLetter:
+def _dead_letter(dead_letter: object) -> DeadLetterTarget:
     if dead_letter is None:
         return None
     if dead_letter == "queue":

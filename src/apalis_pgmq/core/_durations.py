@@ -6,12 +6,10 @@ import math
 from datetime import timedelta
 from typing import TypeAlias
 
-from ._errors import ConfigError
+from ._errors import LONGEST, ConfigError
 
 Duration: TypeAlias = timedelta | float
 """A length of time: a `timedelta`, or a number of seconds."""
-
-LONGEST = timedelta(days=3650)
 
 
 def duration(
@@ -36,7 +34,7 @@ def duration(
     """
     if isinstance(value, timedelta):
         result = value
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or _is_not_finite(value):
         raise ConfigError(f"{name} must be a timedelta or a number of seconds, not {value!r}")
     else:
         try:
@@ -57,3 +55,8 @@ def duration(
             f"{name} must be at most {longest.total_seconds():g} s, not {result.total_seconds():g} s"
         )
     return result
+
+
+def _is_not_finite(value: float) -> bool:
+    # An int may be too large to be a float; it is finite all the same, and too long.
+    return isinstance(value, float) and not math.isfinite(value)

@@ -19,6 +19,10 @@ A backend adds its own below `ApalisError`; see ``apalis_pgmq.pgmq``.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
+
+LONGEST: Final = timedelta(days=3650)
+"""The longest delay that anything here waits."""
 
 
 class ApalisError(Exception):
@@ -66,11 +70,12 @@ class RetryAfterError(ApalisError):
     It counts as an attempt: after ``max_retries`` retries the message is dead-lettered all the same.
 
     Args:
-        delay: a `timedelta` or seconds; a negative one counts as zero.
+        delay: a `timedelta` or seconds; a negative one counts as zero, more than ten years as ten years.
         reason: what to put in logs, events and, in the end, the dead-letter headers.
     """
 
     def __init__(self, delay: timedelta | float, reason: str = "") -> None:
-        wanted = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
-        self.delay = max(wanted, timedelta(0))
+        if not isinstance(delay, timedelta):
+            delay = timedelta(seconds=min(max(delay, 0), LONGEST.total_seconds()))
+        self.delay = min(max(delay, timedelta(0)), LONGEST)
         super().__init__(reason or f"retry after {self.delay.total_seconds():g} s")

@@ -8,12 +8,14 @@ import math
 import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from apalis_pgmq.core import (
+    LONGEST,
     Attempt,
     BackendUnavailableError,
     ConfigError,
+    Consumer,
     DeadLetterReason,
     LeaseLostError,
     Task,
@@ -42,7 +44,7 @@ _CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing waits for the store to take the last settlements."""
 
 
-class QueueConsumer(Generic[T]):
+class QueueConsumer(Consumer[T]):
     """An open claim on a queue, for any `Store`; see `apalis_pgmq.core.Consumer` for the contract.
 
     Args:
@@ -78,7 +80,11 @@ class QueueConsumer(Generic[T]):
         self._reports = Reports(worker, config, on_event)
         self._on_lost = on_lost
         self._most_deliveries = 1 + config.max_retries
-        self._max_lease = math.inf if config.max_lease is None else config.max_lease.total_seconds()
+        self._max_lease = (
+            math.inf
+            if config.max_lease is None
+            else max(config.max_lease, config.visibility_timeout).total_seconds()
+        )
         self._held: dict[TaskId, Claim] = {}
         self._is_idle = False
         self._stopping = False
@@ -141,8 +147,7 @@ class QueueConsumer(Generic[T]):
                 await asyncio.wait([self._parts["fetcher"]])
                 for claim in [claim for claim in self._held.values() if not claim.settled]:
                     self._give_back(claim, _NO_DELAY, refund=0)
-                if not self._parts["settler"].done():
-                    await self._settler.drained()
+                await self._stored()
         except TimeoutError:
             self._reports.unstored(len(self._held))
         finally:
@@ -150,6 +155,9 @@ class QueueConsumer(Generic[T]):
                 part.cancel()
             await asyncio.gather(*self._parts.values(), return_exceptions=True)
             await self._store.close()
+        if kind is None and self._failure is not None:
+            # It broke after the last task was taken.
+            raise self._failure
 
     def __aiter__(self) -> Self:
         return self
@@ -185,7 +193,7 @@ class QueueConsumer(Generic[T]):
             # Nothing to write: the lease is just not extended any more.
             self._settled(claim)
         else:
-            self._settler.give_back(GiveBack(claim, after, 0))
+            self._settler.give_back(GiveBack(claim, min(max(after, _NO_DELAY), LONGEST), 0))
         return True
 
     def dead_letter(
@@ -258,10 +266,18 @@ class QueueConsumer(Generic[T]):
                 await self._store.open()
             except BackendUnavailableError as error:
                 self._outage.begins("opening", error)
-                await self._fetcher.pause(backoff.delay())
+                await self._fetcher.back_off(backoff.delay())
             else:
                 self._outage.is_over("opening")
                 return
+
+    async def _stored(self) -> None:
+        """Wait until every outcome is stored, or the settler has failed."""
+        drained = asyncio.create_task(self._settler.drained())
+        try:
+            await asyncio.wait([drained, self._parts["settler"]], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            drained.cancel()
 
     def _start(self, name: str, part: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(part, name=f"{self._worker}: {name}")
@@ -352,6 +368,7 @@ class QueueConsumer(Generic[T]):
         if self._held.get(claim.id) is not claim:
             return
         del self._held[claim.id]
+        self._fetcher.has_room()
         if claim.task is not None and not claim.settled:
             self._decide(claim)
             if tell and self._on_lost is not None:

@@ -87,7 +87,7 @@ class Fetcher:
                 claims = await self._store.claim(limit)
             except BackendUnavailableError as error:
                 self._outage.begins("fetcher", error)
-                await self.pause(backoff.delay())
+                await self.back_off(backoff.delay())
                 continue
             self._outage.is_over("fetcher")
             backoff.reset()
@@ -97,6 +97,12 @@ class Fetcher:
             else:
                 self._on_empty()
                 await self.pause(self._poll_interval)
+
+    async def back_off(self, seconds: float) -> None:
+        """Wait that long, or until stopped or poked anew: an older poke must not make us hurry."""
+        if not self._stopping:
+            self._poked.clear()
+            await self.pause(seconds)
 
     async def pause(self, seconds: float) -> None:
         """Wait that long, or until poked or stopped."""

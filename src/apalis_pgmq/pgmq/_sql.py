@@ -74,6 +74,12 @@ class Statements:
         bury_in_archive: the same, moves to the archive.
         present: ``$1`` ids.
         insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted.
+        dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
+        newest_dead_letter: the greatest id of the dead-letter queue.
+        redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
+            queue what nobody holds, oldest first; returns the ids that they had there.
+        redrive_ids: the same for ``$1`` ids.
+        purge_dead_letters: ``$1``, ``$2``, ``$3`` as `redrive`; deletes from the dead-letter queue.
     """
 
     claim: str
@@ -85,6 +91,11 @@ class Statements:
     bury_in_archive: str
     present: str
     insert: str
+    dead_letters: str
+    newest_dead_letter: str
+    redrive: str
+    redrive_ids: str
+    purge_dead_letters: str
 
     @classmethod
     def of(cls, queue: str, dead_letter_queue: str, *, has_last_read_at: bool) -> Statements:
@@ -109,6 +120,31 @@ class Statements:
             || jsonb_build_object('x-dead-letter-enqueued-at', m.enqueued_at) || f.added::jsonb
         """
         kept_of_m = ", ".join(f"m.{column}" for column in columns)
+        page = "msg_id > $1::bigint AND msg_id <= $2::bigint"
+        # Its own headers, less what burying added. What is no number counts as none.
+        redriven = """
+            coalesce((
+                SELECT jsonb_object_agg(h.key, h.value)
+                FROM jsonb_each(CASE WHEN jsonb_typeof(m.headers) = 'object' THEN m.headers ELSE '{}' END) AS h
+                WHERE NOT starts_with(h.key, 'x-dead-letter-')
+            ), '{}') || jsonb_build_object('x-redrive-count', 1 + CASE
+                WHEN m.headers->>'x-redrive-count' ~ '^[0-9]{1,18}$'
+                THEN (m.headers->>'x-redrive-count')::bigint ELSE 0
+            END)
+        """
+        # What a consumer of the dead-letter queue holds is left to it.
+        redrive = f"""
+            WITH next AS (
+                SELECT msg_id FROM {dead} WHERE vt <= now() AND {{wanted}} FOR UPDATE SKIP LOCKED
+            ), back AS (
+                DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
+                RETURNING m.msg_id, m.message, {redriven.replace("{", "{{").replace("}", "}}")} AS headers
+            ), moved AS (
+                INSERT INTO {q} (vt, message, headers)
+                SELECT now(), message, headers FROM back ORDER BY msg_id
+            )
+            SELECT msg_id FROM back
+        """
         return cls(
             # Ordered by vt alone: the index on it serves both the filter and the order, however many
             # delayed messages there are. `now()` is stable, as an index condition must be.
@@ -173,5 +209,19 @@ class Statements:
                     WITH ORDINALITY AS m (message, headers, delay, position)
                 ORDER BY m.position
                 RETURNING msg_id
+            """,
+            dead_letters=f"""
+                SELECT msg_id, message::text, headers::text FROM {dead}
+                WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
+            """,
+            newest_dead_letter=f"SELECT max(msg_id) FROM {dead}",
+            redrive=redrive.format(wanted=f"{page} ORDER BY msg_id LIMIT $3::int"),
+            redrive_ids=redrive.format(wanted="msg_id = ANY ($1::bigint[]) ORDER BY msg_id"),
+            purge_dead_letters=f"""
+                WITH next AS (
+                    SELECT msg_id FROM {dead} WHERE {page}
+                    ORDER BY msg_id LIMIT $3::int FOR UPDATE SKIP LOCKED
+                )
+                DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id RETURNING m.msg_id
             """,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from apalis_pgmq.core import ConfigError, HandlerError, duration
@@ -168,6 +168,8 @@ class WorkerBuilder(Generic[T]):
             raise ConfigError(f"worker {self.name!r} has no backend: call .backend(...) before .build(...)")
         if not callable(handler):
             raise HandlerError(f"{describe(handler)} cannot be called")
+        if isgeneratorfunction(handler) or isasyncgenfunction(handler):
+            raise HandlerError(f"{describe(handler)} contains a 'yield': calling it would run nothing")
         return Worker(
             self.name,
             self._backend,

@@ -105,10 +105,17 @@ class Calling:
     async def _in_thread(self, task: Task[Any]) -> object:
         assert self._threads is not None
         result = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(copy_context().run, self._call, task)
+            self._threads, partial(copy_context().run, self._call_plainly, task)
         )
         # A plain function may still return a coroutine: one wrapped by a decorator does.
         return await result if isawaitable(result) else result
+
+    def _call_plainly(self, task: Task[Any]) -> object:
+        try:
+            return self._call(task)
+        except StopIteration as error:
+            # No future can carry it, so that the dispatcher would wait for ever.
+            raise RuntimeError("the handler raised StopIteration") from error
 
     async def _in_transaction(self, task: Task[Any]) -> object:
         assert self._transactions is not None

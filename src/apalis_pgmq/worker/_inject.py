@@ -29,6 +29,9 @@ Data: TypeAlias = Annotated[D, _DataMarker]
 Source: TypeAlias = Callable[[Task[Any], object], object]
 """Makes an argument from the task and the transaction that it is handled in, if any."""
 
+_PROMOTED = frozenset({(int, float), (int, complex), (float, complex)})
+"""Types that a type checker takes for each other although neither is a subclass."""
+
 _OF_TASK: dict[Any, Source] = {
     Task: lambda task, _transaction: task,
     TaskId: lambda task, _transaction: task.id,
@@ -204,7 +207,7 @@ def _check_message(name: str, parameter: inspect.Parameter, annotation: Any, mes
         and isinstance(message_type, type)
         and typing.get_origin(annotation) is None
         and not typing.is_typeddict(annotation)
-        and annotation is not inspect.Parameter.empty
+        and annotation not in (inspect.Parameter.empty, Any)
         and not _is_subclass(message_type, annotation)
     ):
         raise HandlerError(
@@ -257,6 +260,8 @@ def _is_instance(value: object, kind: type) -> bool:
 
 
 def _is_subclass(kind: type, of: type) -> bool:
+    if (kind, of) in _PROMOTED:
+        return True
     try:
         return issubclass(kind, of)
     except TypeError:
