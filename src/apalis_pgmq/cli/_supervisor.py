@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from apalis_pgmq.delivery import Backoff
+from apalis_pgmq.worker import stop_signals
 
 from ._exits import ExitCode
 from ._lifeline import HURRY, STOP
@@ -19,7 +20,7 @@ from ._run import configure_logging
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from ._run import Program
 
@@ -65,7 +66,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Run them to their end; return the exit code."""
-        with self._signals():
+        with stop_signals(self.stop):
             logger.info("starting %d processes of %s", self._count, self._program.target)
             await asyncio.gather(*(self._keep(number) for number in range(1, self._count + 1)))
         return self._code
@@ -142,25 +143,6 @@ class Supervisor:
             self._code = code
         if not self._stopping.is_set():
             self.stop()
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-
-        def on_signal(signum: int) -> None:
-            logger.info("received %s, stopping", signal.Signals(signum).name)
-            self.stop()
-
-        # By `signal.signal`, since Windows has no `loop.add_signal_handler`.
-        before = {
-            signum: signal.signal(signum, lambda number, _frame: loop.call_soon_threadsafe(on_signal, number))
-            for signum in _SIGNALS
-        }
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def _how(code: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import asyncpg
 
@@ -21,14 +21,40 @@ if TYPE_CHECKING:
     from apalis_pgmq.core import Config, Duration, Task, TaskId
     from apalis_pgmq.delivery import Claim, QueueConsumer
 
-    from ._backend import PgMqBackend
     from ._connect import Connection, Source
     from ._sql import Statements
 
 M = TypeVar("M")
+M_contra = TypeVar("M_contra", contravariant=True)
 
 _TRIES: Final = 3
 """How often to look for a message whose lease is being extended at the same moment."""
+
+
+class TransactionalSink(Protocol[M_contra]):
+    """What a transaction needs of a backend to send to it; `PgMqBackend` is one."""
+
+    async def push(
+        self,
+        message: M_contra,
+        *,
+        delay: Duration = ...,
+        headers: Mapping[str, object] | None = ...,
+        connection: Connection | None = ...,
+    ) -> TaskId:
+        """Send a message on the given connection."""
+        ...
+
+    async def push_many(
+        self,
+        messages: Iterable[M_contra],
+        *,
+        delay: Duration = ...,
+        headers: Mapping[str, object] | None = ...,
+        connection: Connection | None = ...,
+    ) -> list[TaskId]:
+        """Send messages on the given connection."""
+        ...
 
 
 class Transaction:
@@ -50,7 +76,7 @@ class Transaction:
 
     async def push(
         self,
-        backend: PgMqBackend[M],
+        backend: TransactionalSink[M],
         message: M,
         *,
         delay: Duration = 0,
@@ -61,7 +87,7 @@ class Transaction:
 
     async def push_many(
         self,
-        backend: PgMqBackend[M],
+        backend: TransactionalSink[M],
         messages: Iterable[M],
         *,
         delay: Duration = 0,

@@ -6,6 +6,7 @@ from ._inject import Data
 from ._monitor import Monitor, ShouldRestart, default_should_restart
 from ._outcomes import WorkerStats
 from ._retry import DelayFunction, Exponential
+from ._signals import stop_signals
 from ._worker import Worker, WorkerContext
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "WorkerContext",
     "WorkerStats",
     "default_should_restart",
+    "stop_signals",
 ]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from apalis_pgmq.core import ApalisError, ConfigError, duration
 from apalis_pgmq.delivery import Backoff
+
+from ._signals import stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator
@@ -30,7 +30,6 @@ its failures in a row, from 1; a minute without one starts the count again."""
 
 _HEALTHY_AFTER: Final = 60.0
 _MOST_RESTARTS: Final = 10
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def default_should_restart(_worker: Worker[Any], error: Exception, attempt: int) -> bool:
@@ -184,33 +183,15 @@ class _Run:
 
     @contextlib.contextmanager
     def signals(self) -> Generator[None]:
-        """Stop on SIGINT and SIGTERM; afterwards everything is as it was."""
-        if threading.current_thread() is not threading.main_thread():
-            # Python delivers signals to the main thread only: they are that thread's business.
-            yield
-            return
-        loop = asyncio.get_running_loop()
+        """Stop on SIGINT and SIGTERM; the third one finds no handler any more, and ends the process."""
 
-        def on_signal(signum: int) -> None:
+        def on_signal() -> None:
             if self.stopping.is_set():
                 restore()
-            logger.info("received %s, stopping", signal.Signals(signum).name)
             self.stop()
 
-        # By `signal.signal`, since Windows has no `loop.add_signal_handler`.
-        before = {
-            signum: signal.signal(signum, lambda number, _frame: loop.call_soon_threadsafe(on_signal, number))
-            for signum in _SIGNALS
-        }
-
-        def restore() -> None:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-        try:
+        with stop_signals(on_signal) as restore:
             yield
-        finally:
-            restore()
 
 
 async def _first_of(
