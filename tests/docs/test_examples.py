@@ -44,6 +44,15 @@ async def test_from_sql() -> None:
     assert "Order 1 of Ada confirmed" in await run("examples/from_sql.py")
 
 
+async def test_exactly_once() -> None:
+    output = await run("examples/exactly_once.py")
+    assert output.splitlines() == ["ada has 75.00", "grace has 25.00"]
+
+
+async def test_batches() -> None:
+    assert "9 succeeded, 1 given up" in await run("examples/batches.py")
+
+
 async def test_worker(pgmq_url: str) -> None:
     async with PgMqBackend(pgmq_url, "invoices", dict[str, object]) as invoices:
         await invoices.push({"number": "2026-1", "amount_cents": 995})
