@@ -158,14 +158,15 @@ async def test_a_message_whose_handler_kills_the_process_ends_in_the_dead_letter
     deaths = 0
     while not await table.dead():
         process = await asyncio.create_subprocess_exec(sys.executable, str(script), pgmq_url, queue)
-        ended = asyncio.create_task(process.wait())
-        buried = asyncio.create_task(eventually(table.dead))
-        await asyncio.wait([ended, buried], return_when=asyncio.FIRST_COMPLETED)
-        buried.cancel()
+
+        async def is_over(process: asyncio.subprocess.Process = process) -> bool:
+            return process.returncode is not None or bool(await table.dead())
+
+        await eventually(is_over)
         if process.returncode is None:
             process.kill()
         else:
             deaths += 1
-        await ended
+        await process.wait()
     assert deaths == 2
     assert await table.is_empty()
