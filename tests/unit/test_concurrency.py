@@ -158,7 +158,7 @@ async def test_sync_handlers_run_in_threads_as_many_as_the_limit() -> None:
     assert threading.current_thread().name not in threads
     assert len(threads) <= 3
     assert all(name.startswith("worker") for name in threads)
-    assert backend.dead_letters == []
+    assert await backend.dead_letters() == []
 
 
 async def test_a_sync_handler_does_not_block_the_event_loop() -> None:
@@ -200,5 +200,5 @@ async def test_the_result_of_a_sync_handlers_failure() -> None:
 
     await run_until_empty(backend, build(backend, handler))
 
-    [dead] = backend.dead_letters
-    assert isinstance(dead.error, LookupError)
+    [dead] = await backend.dead_letters()
+    assert dead.error_type == "LookupError"

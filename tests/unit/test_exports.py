@@ -21,6 +21,7 @@ PUBLIC = [
     "ConfigError",
     "Consumer",
     "Data",
+    "DeadLetter",
     "DeadLetterReason",
     "DeadLettered",
     "DecodeError",

@@ -124,7 +124,7 @@ async def test_a_dead_lettering_that_was_carried_out_and_then_broke_is_told_once
     async with running(worker):
         await eventually(lambda: events.of(DeadLettered))
 
-    assert len(backend.dead_letters) == 1
+    assert len(await backend.dead_letters()) == 1
     assert len(events.of(DeadLettered)) == 1
     assert not events.of(LeaseLost)
 
@@ -271,7 +271,8 @@ async def test_it_is_dead_lettered_once_that_is_possible() -> None:
         await eventually(lambda: not backend.messages)
 
     assert len(handled) == 1
-    assert backend.dead_letters[0].reason == "deliveries-exhausted"
+    [dead] = await backend.dead_letters()
+    assert dead.reason == "deliveries-exhausted"
 
 
 async def test_closing_with_an_unreachable_store_ends_within_its_bound(

@@ -48,9 +48,8 @@ async def deliver(handler: Callable[..., Any], *data: object) -> None:
     for value in data:
         builder = builder.data(value)
     await run_until_empty(backend, builder.build(handler))
-    for dead in backend.dead_letters:
-        assert dead.error is not None
-        raise dead.error
+    for dead in await backend.dead_letters():
+        pytest.fail(f"{dead.error_type}: {dead.error}")
 
 
 def refusal(handler: Any, *data: object, backend: Any = None) -> str:

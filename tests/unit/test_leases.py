@@ -168,7 +168,7 @@ async def test_what_a_handler_does_after_losing_its_lease_changes_nothing(outcom
         await eventually(lambda: len(events.of(LeaseLost)) == 2)
 
     assert [message.id for message in backend.messages] == [message_id, message_id + 1]
-    assert backend.dead_letters == []
+    assert await backend.dead_letters() == []
     assert not events.of(Succeeded)
 
 

@@ -99,7 +99,8 @@ async def test_dead_letter() -> None:
         await eventually(lambda: events.of(DeadLettered))
 
     assert backend.messages == []
-    assert (backend.dead_letters[0].reason, backend.dead_letters[0].error) == ("aborted", error)
+    [dead] = await backend.dead_letters()
+    assert (dead.reason, dead.error) == ("aborted", "spam")
     assert events.of(DeadLettered)[0].worker == "mine"
 
 
@@ -132,7 +133,7 @@ async def test_only_the_first_settlement_counts() -> None:
         consumer.ack(failed)
 
     assert [message.id for message in backend.messages] == [failed.id]
-    assert backend.dead_letters == []
+    assert await backend.dead_letters() == []
 
 
 async def test_a_task_of_another_consumer_cannot_be_settled() -> None:

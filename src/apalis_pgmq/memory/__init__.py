@@ -1,6 +1,6 @@
 """The backend in memory, for tests and for trying things without a database."""
 
 from ._backend import MemoryBackend
-from ._store import DeadLetter, Message
+from ._store import Message
 
-__all__ = ["DeadLetter", "MemoryBackend", "Message"]
+__all__ = ["MemoryBackend", "Message"]

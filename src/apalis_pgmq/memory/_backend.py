@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import weakref
+from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, EncodeError, duration
+from apalis_pgmq.core import (
+    Config,
+    DeadLetter,
+    EncodeError,
+    Redrive,
+    checked_payload,
+    duration,
+    headers_of,
+    redriven_headers,
+    require_dead_letter_queue,
+    whole_number,
+)
 from apalis_pgmq.delivery import QueueConsumer
 
-from ._store import DeadLetter, MemoryQueue, MemoryStore, Message
+from ._store import MemoryQueue, MemoryStore, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -76,13 +90,8 @@ class MemoryBackend(Generic[T]):
 
     @property
     def archived(self) -> list[Message]:
-        """What was handled, if the queue archives."""
+        """What was handled or given up, as far as the queue's config archives it, oldest first."""
         return list(self._queue.archived)
-
-    @property
-    def dead_letters(self) -> list[DeadLetter]:
-        """What was given up, oldest first."""
-        return list(self._queue.dead_letters)
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,7 +121,7 @@ class MemoryBackend(Generic[T]):
             headers: kept beside the message, for the handler to read.
 
         Raises:
-            EncodeError: the message or its headers have no JSON form.
+            EncodeError: the message or its headers have no JSON form, or it is larger than ``max_payload``.
             ConfigError: the delay is not a duration.
         """
         return (await self.push_many([message], delay=delay, headers=headers))[0]
@@ -129,11 +138,66 @@ class MemoryBackend(Generic[T]):
             text = None if headers is None else json.dumps(dict(headers), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise EncodeError(f"the headers have no JSON form: {error}") from error
-        payloads = [self._codec.encode(message) for message in messages]
+        payloads = [checked_payload(self._codec.encode(message), self._config) for message in messages]
         ids = [self._queue.add(payload, text, wait) for payload in payloads]
-        for consumer in self._consumers:
-            consumer.poke()
+        self._poke()
         return ids
+
+    async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
+        """Return what is in the dead-letter queue, oldest first.
+
+        Args:
+            limit: at most so many.
+            after: only those with a greater id: the ``id`` of the last one of the page before.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere, or an argument makes no sense.
+        """
+        require_dead_letter_queue(self._config)
+        whole_number("limit", limit, least=0)
+        if after is not None:
+            whole_number("after", after, least=-(2**63))
+        page = [letter for letter in self._queue.dead.values() if after is None or letter.id > after]
+        return [DeadLetter.of(letter.id, letter.payload, letter.headers) for letter in page[:limit]]
+
+    async def redrive(
+        self, ids: Iterable[int] | None = None, *, limit: int | None = None, rate: float | None = None
+    ) -> int:
+        """Put dead letters back into the queue, visible at once; return how many were moved.
+
+        Args:
+            ids: which ones, by their ids in the dead-letter queue; None: all that are there now.
+            limit: at most so many, oldest first; None: no limit.
+            rate: at most so many per second; None: as fast as it goes.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere, or an argument makes no sense.
+        """
+        require_dead_letter_queue(self._config)
+        plan = Redrive(ids, limit, rate)
+        wanted = list(self._queue.dead) if plan.ids is None else list(plan.ids)
+        moved, pause = 0, 0.0
+        while (size := plan.batch(moved)) and wanted:
+            await asyncio.sleep(pause)
+            began = monotonic()
+            # Whatever has gone since is not waited for.
+            wanted = [message_id for message_id in wanted if message_id in self._queue.dead]
+            batch, wanted = wanted[:size], wanted[size:]
+            self._put_back(batch)
+            moved += len(batch)
+            pause = began + plan.pause(len(batch)) - monotonic()
+        return moved
+
+    async def purge_dead_letters(self) -> int:
+        """Delete all that is in the dead-letter queue now; return how many there were.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere.
+        """
+        require_dead_letter_queue(self._config)
+        count = len(self._queue.dead)
+        self._queue.dead.clear()
+        return count
 
     def poll(
         self,
@@ -155,3 +219,14 @@ class MemoryBackend(Generic[T]):
         )
         self._consumers.add(consumer)
         return consumer
+
+    def _put_back(self, ids: Iterable[TaskId]) -> None:
+        for message_id in ids:
+            letter = self._queue.dead.pop(message_id)
+            headers = redriven_headers(headers_of(letter.headers))
+            self._queue.add(letter.payload, json.dumps(headers), timedelta(0))
+        self._poke()
+
+    def _poke(self) -> None:
+        for consumer in self._consumers:
+            consumer.poke()

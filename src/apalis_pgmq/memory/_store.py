@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from apalis_pgmq.core import TaskId
+from apalis_pgmq.core import TaskId, dead_letter_headers, headers_of
 from apalis_pgmq.delivery import Claim
 
 if TYPE_CHECKING:
@@ -41,30 +42,23 @@ class Message:
     read_ct: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up.
+class MemoryQueue:
+    """The messages of one queue, and what became of them.
 
     Attributes:
-        message: as it was in the queue.
-        reason: one of the `DeadLetterReason` values.
-        error: what the last attempt raised, where there is something.
+        config: its settings.
+        messages: what is in it, by id.
+        archived: what was moved to the archive, oldest first.
+        dead: its dead-letter queue, by the ids there, oldest first.
     """
-
-    message: Message
-    reason: str
-    error: BaseException | None
-
-
-class MemoryQueue:
-    """The messages of one queue, and what became of them."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.messages: dict[TaskId, Message] = {}
         self.archived: list[Message] = []
-        self.dead_letters: list[DeadLetter] = []
+        self.dead: dict[TaskId, Message] = {}
         self._ids = itertools.count(1)
+        self._dead_ids = itertools.count(1)
         # May hold entries whose message is gone or has another vt by now; they are skipped.
         self._by_visibility: list[tuple[datetime, TaskId]] = []
 
@@ -74,6 +68,13 @@ class MemoryQueue:
         message = Message(TaskId(next(self._ids)), payload, headers, now, now + delay)
         self.messages[message.id] = message
         self.show(message, message.vt)
+        return message.id
+
+    def add_dead(self, payload: str, headers: str | None) -> TaskId:
+        """Put a message into the dead-letter queue; return its id there."""
+        now = datetime.now(UTC)
+        message = Message(TaskId(next(self._dead_ids)), payload, headers, now, now)
+        self.dead[message.id] = message
         return message.id
 
     def show(self, message: Message, vt: datetime) -> None:
@@ -159,22 +160,37 @@ class MemoryStore:
                 done.add(message.id)
         return done
 
-    async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:  # noqa: ARG002 - part of the port
+    async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         """Give messages up, as the config says."""
         done = set()
         for burial in burials:
             if (message := self._ours(burial.claim)) is not None:
                 del self._queue.messages[message.id]
                 if self._queue.config.dead_letter == "archive":
+                    message.headers = self._headers(message, burial, worker)
                     self._queue.archived.append(message)
                 elif self._queue.config.dead_letter == "queue":
-                    self._queue.dead_letters.append(DeadLetter(message, burial.reason.value, burial.error))
+                    self._queue.add_dead(message.payload, self._headers(message, burial, worker))
                 done.add(message.id)
         return done
 
     async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Return the ids that are still in the queue."""
         return {claim.id for claim in claims if claim.id in self._queue.messages}
+
+    def _headers(self, message: Message, burial: Burial, worker: str) -> str:
+        """Return a message's own headers and those that tell why it is given up, as PGMQ's store does."""
+        why = dead_letter_headers(
+            reason=burial.reason.value,
+            queue=self._queue.config.queue,
+            message_id=message.id,
+            attempts=message.read_ct,
+            worker=worker,
+            error=burial.error,
+            now=datetime.now(UTC),
+        )
+        sent = {"x-dead-letter-enqueued-at": message.enqueued_at.isoformat()}
+        return json.dumps({**headers_of(message.headers), **sent, **why})
 
     def _ours(self, claim: Claim) -> Message | None:
         message = self._queue.messages.get(claim.id)

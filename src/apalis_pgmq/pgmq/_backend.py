@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 import asyncpg
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, EncodeError, duration
+from apalis_pgmq.core import Config, ConfigError, EncodeError, checked_payload, duration
 from apalis_pgmq.delivery import QueueConsumer
 
 from ._connect import Lane, PoolSource, UrlSource
 from ._context import PgMqContext
+from ._dead_letters import DeadLetters
 from ._setup import ensure_queue
 from ._sink import Sink
 from ._sql import Statements
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Duration, Event, Task, TaskId
+    from apalis_pgmq.core import Codec, DeadLetter, Duration, Event, Task, TaskId
 
     from ._connect import Connection, Source
 
@@ -106,6 +107,7 @@ class PgMqBackend(Generic[T]):
         self._lane = Lane(self._source, self._config.queue, hold=not isinstance(self._source, PoolSource))
         self._sink = Sink(self._lane, self._ready)
         self._transactions = Transactions(self._source, self._config, self._ready)
+        self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None
         self._setup_lock = asyncio.Lock()
         self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
@@ -185,12 +187,13 @@ class PgMqBackend(Generic[T]):
                 at once, and so if and when the caller's transaction commits.
 
         Raises:
-            EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores.
+            EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
+                is larger than ``max_payload``.
             ConfigError: the delay is not a duration.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._codec.encode(message)], delay, headers, connection)
+        ids = await self._send([self._encode(message)], delay, headers, connection)
         return ids[0]
 
     async def push_many(
@@ -212,8 +215,7 @@ class PgMqBackend(Generic[T]):
         Raises:
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
-        encode = self._codec.encode
-        payloads = [encode(message) for message in messages]
+        payloads = [self._encode(message) for message in messages]
         return await self._send(payloads, delay, headers, connection) if payloads else []
 
     def poll(
@@ -246,6 +248,50 @@ class PgMqBackend(Generic[T]):
         )
         self._consumers.add(consumer)
         return consumer
+
+    async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
+        """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
+
+        Args:
+            limit: at most so many.
+            after: only those with a greater id: the ``id`` of the last one of the page before.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere, or an argument makes no sense.
+            PgMqError: the server does not answer, or refuses.
+        """
+        return await self._dead_letters.page(limit, after)
+
+    async def redrive(
+        self, ids: Iterable[int] | None = None, *, limit: int | None = None, rate: float | None = None
+    ) -> int:
+        """Put dead letters back into the queue, visible at once; return how many were moved.
+
+        Each becomes a new message with the payload as it was, its own headers, ``x-redrive-count`` counted
+        up, and all of its attempts before it. What a consumer of the dead-letter queue holds stays there, and
+        so does what fails again meanwhile. Batches are moved whole or not at all: it can be cancelled, fail
+        and run several times at once without losing or doubling anything.
+
+        Args:
+            ids: which ones, by their ids in the dead-letter queue; None: all that are there now.
+            limit: at most so many, oldest first; None: no limit.
+            rate: at most so many per second; None: as fast as it goes.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere, or an argument makes no sense.
+            PgMqUnavailableError: the server did not answer; some may have been moved. Call it again.
+            PgMqError: the server refused.
+        """
+        return await self._dead_letters.redrive(ids, limit, rate)
+
+    async def purge_dead_letters(self) -> int:
+        """Delete all that is in the dead-letter queue now; return how many there were.
+
+        Raises:
+            ConfigError: the queue's config sends dead letters elsewhere.
+            PgMqError: the server does not answer, or refuses.
+        """
+        return await self._dead_letters.purge()
 
     def injectables(self) -> Mapping[type, Callable[[Task[Any]], object]]:
         """Return what handlers may ask for beside the worker's own: `PgMqContext`."""
@@ -283,6 +329,14 @@ class PgMqBackend(Generic[T]):
                     )
         return self._statements
 
+    def _encode(self, message: T) -> str:
+        return checked_payload(self._codec.encode(message), self._config)
+
+    def _poke(self) -> None:
+        """Workers of this process need not wait for their next poll."""
+        for consumer in self._consumers:
+            consumer.poke()
+
     async def _send(
         self,
         payloads: list[str],
@@ -296,9 +350,7 @@ class PgMqBackend(Generic[T]):
             return await self._sink.send_on(connection, *rows)
         ids = await self._sink.send(*rows)
         if not wait:
-            # Workers of this process need not wait for their next poll.
-            for consumer in self._consumers:
-                consumer.poke()
+            self._poke()
         return ids
 
 

@@ -132,19 +132,22 @@ class Statements:
                 THEN (m.headers->>'x-redrive-count')::bigint ELSE 0
             END)
         """
-        # What a consumer of the dead-letter queue holds is left to it.
-        redrive = f"""
-            WITH next AS (
-                SELECT msg_id FROM {dead} WHERE vt <= now() AND {{wanted}} FOR UPDATE SKIP LOCKED
-            ), back AS (
-                DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
-                RETURNING m.msg_id, m.message, {redriven.replace("{", "{{").replace("}", "}}")} AS headers
-            ), moved AS (
-                INSERT INTO {q} (vt, message, headers)
-                SELECT now(), message, headers FROM back ORDER BY msg_id
-            )
-            SELECT msg_id FROM back
-        """
+
+        def redrive(wanted: str) -> str:
+            # What a consumer of the dead-letter queue holds is left to it.
+            return f"""
+                WITH next AS (
+                    SELECT msg_id FROM {dead} WHERE vt <= now() AND {wanted} FOR UPDATE SKIP LOCKED
+                ), back AS (
+                    DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
+                    RETURNING m.msg_id, m.message, {redriven} AS headers
+                ), moved AS (
+                    INSERT INTO {q} (vt, message, headers)
+                    SELECT now(), message, headers FROM back ORDER BY msg_id
+                )
+                SELECT msg_id FROM back
+            """
+
         return cls(
             # Ordered by vt alone: the index on it serves both the filter and the order, however many
             # delayed messages there are. `now()` is stable, as an index condition must be.
@@ -215,8 +218,8 @@ class Statements:
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
             """,
             newest_dead_letter=f"SELECT max(msg_id) FROM {dead}",
-            redrive=redrive.format(wanted=f"{page} ORDER BY msg_id LIMIT $3::int"),
-            redrive_ids=redrive.format(wanted="msg_id = ANY ($1::bigint[]) ORDER BY msg_id"),
+            redrive=redrive(f"{page} ORDER BY msg_id LIMIT $3::int"),
+            redrive_ids=redrive("msg_id = ANY ($1::bigint[]) ORDER BY msg_id"),
             purge_dead_letters=f"""
                 WITH next AS (
                     SELECT msg_id FROM {dead} WHERE {page}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from apalis_pgmq.core import TaskId
+from apalis_pgmq.core import TaskId, dead_letter_headers
 from apalis_pgmq.delivery import Claim
 
 from ._connect import Lane
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from ._connect import Source
     from ._sql import Statements
-
-_LONGEST_ERROR: Final = 2000
-"""Characters of an error's text that go into a dead letter's headers."""
 
 
 class PgMqStore:
@@ -135,26 +132,25 @@ class PgMqStore:
         return ids_of(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
 
     async def _bury(self, sql: str, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
-        added = {burial.claim.id: self._reason_headers(burial, worker) for burial in burials}
+        now = datetime.now(UTC)
+        added = {
+            burial.claim.id: json.dumps(
+                dead_letter_headers(
+                    reason=burial.reason.value,
+                    queue=self._config.queue,
+                    message_id=burial.claim.id,
+                    attempts=burial.claim.read_ct,
+                    worker=worker,
+                    error=burial.error,
+                    now=now,
+                )
+            )
+            for burial in burials
+        }
         async with self._settling.connection() as connection:
             fence = Fence([burial.claim for burial in burials])
             rows = await connection.fetch(sql, *fence.arrays, [added[msg_id] for msg_id in fence.ids])
         return ids_of(rows)
-
-    def _reason_headers(self, burial: Burial, worker: str) -> str:
-        """Return the headers, as JSON text, that tell why a message is a dead letter."""
-        headers: dict[str, object] = {
-            "x-dead-letter-reason": burial.reason.value,
-            "x-dead-letter-queue": self._config.queue,
-            "x-dead-letter-id": burial.claim.id,
-            "x-dead-letter-attempts": burial.claim.read_ct,
-            "x-dead-letter-at": datetime.now(UTC).isoformat(),
-            "x-dead-letter-worker": _storable(worker),
-        }
-        if burial.error is not None:
-            headers["x-dead-letter-error-type"] = _storable(type(burial.error).__qualname__)
-            headers["x-dead-letter-error"] = _storable(str(burial.error))
-        return json.dumps(headers)
 
 
 class Fence:
@@ -180,8 +176,3 @@ class Fence:
 
 def ids_of(rows: Iterable[Sequence[TaskId]]) -> AbstractSet[TaskId]:
     return {row[0] for row in rows}
-
-
-def _storable(text: str) -> str:
-    """Return text as PostgreSQL can store it in jsonb: no NUL, no lone surrogates, not without end."""
-    return text[:_LONGEST_ERROR].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
