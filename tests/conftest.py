@@ -14,6 +14,8 @@ import pytest
 from apalis_pgmq.embedded import embedded_postgres
 from apalis_pgmq.pgmq import PgMqBackend
 
+pytest_plugins = ["tests.leaks"]
+
 
 def pytest_report_header() -> str:
     return f"PostgreSQL: {'APALIS_PGMQ_URL' if os.environ.get('APALIS_PGMQ_URL') else 'embedded'}"

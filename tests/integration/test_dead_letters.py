@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import asyncpg
@@ -480,3 +483,34 @@ async def test_a_redrive_of_many_touches_each_row_once(
     await bury(db, dlq, 20_000)
     assert await backend.redrive() == 20_000
     assert set(Counter(numbers(await table.rows())).values()) == {1}
+
+
+async def test_the_guides_program_works_as_written(
+    pgmq_url: str, db: asyncpg.Connection, tmp_path: Path
+) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "dead-letters.md").read_text()
+    found = re.search(r"<!-- dead letters -->\n```python\n(.*?)```", guide, re.DOTALL)
+    assert found
+    for name in ("emails", "emails_dlq"):
+        await db.execute("SELECT pgmq.create($1::text)", name)
+    await bury(db, "pgmq.q_emails_dlq", 1, {"x-dead-letter-error-type": "NameError"})
+    await bury(db, "pgmq.q_emails_dlq", 2, {"x-dead-letter-reason": "aborted"})
+    script = tmp_path / "guide.py"
+    script.write_text(
+        found.group(1).replace("postgres://postgres:postgres@localhost:5432/postgres", pgmq_url)
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    assert output.decode().splitlines() == [
+        "1 None None 1",
+        "2 aborted None 1",
+        "3 aborted None 2",
+        "1 put back",
+        "2 put back",
+        "0 deleted",
+    ]
+    for name in ("emails", "emails_dlq"):
+        await db.execute("SELECT pgmq.drop_queue($1::text)", name)

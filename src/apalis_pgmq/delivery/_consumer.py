@@ -292,10 +292,8 @@ class QueueConsumer(Consumer[T]):
     def _receive(self, claims: Sequence[Claim]) -> None:
         self._is_idle = False
         now = time.monotonic()
+        claims = [claim for claim in claims if not self._is_held_already(claim)]
         for claim in claims:
-            if (earlier := self._held.get(claim.id)) is not None:
-                # Our own lease had run out, and it is ourselves who claimed the message again.
-                self._lose(earlier)
             self._held[claim.id] = claim
             claim.let_go_at = now + self._max_lease
         if self._stopping:
@@ -303,6 +301,23 @@ class QueueConsumer(Consumer[T]):
                 self._give_back(claim, _NO_DELAY, refund=1)
         else:
             self._inbox.put(claims)
+
+    def _is_held_already(self, claim: Claim) -> bool:
+        """Tell whether it was ourselves who held the message, and nobody between us and us.
+
+        That is so after an outage in which our leases ran out. What runs goes on, under the new claim.
+        """
+        held = self._held.get(claim.id)
+        if held is None:
+            return False
+        if claim.read_ct == held.read_ct + 1:
+            held.read_ct, held.vt, held.unsure_vts = claim.read_ct, claim.vt, ()
+            held.expires = claim.expires
+            if held.task is not None:
+                held.task.visible_until = held.vt
+            return True
+        self._lose(held)
+        return False
 
     def _on_empty(self) -> None:
         if not self._held and not self._is_idle:

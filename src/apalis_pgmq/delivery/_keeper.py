@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from apalis_pgmq.core import BackendUnavailableError
 
+from ._outage import Backoff
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -54,27 +56,31 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         """Extend what is held, for ever."""
+        backoff = Backoff(longest=self._interval)
+        wait = self._interval
         while True:
-            due = monotonic() + self._interval
-            await asyncio.sleep(self._interval)
+            due = monotonic() + wait
+            await asyncio.sleep(wait)
             now = monotonic()
             if now - due > self._interval / 2:
                 self._stalled(now - due)
             for claim in [claim for claim in self._held.values() if claim.let_go_at <= now]:
                 self._overdue(claim)
-            if claims := [claim for claim in self._held.values() if not claim.leaving]:
-                await self._extend(claims)
+            claims = [claim for claim in self._held.values() if not claim.leaving]
+            try:
+                if claims:
+                    await self._extend(claims)
+            except BackendUnavailableError as error:
+                # Tried again soon, while the leases still stand; if not, the fence finds out what was lost.
+                self._outage.begins("lease keeper", error)
+                wait = backoff.delay()
             else:
                 self._outage.is_over("lease keeper")
+                backoff.reset()
+                wait = self._interval
 
     async def _extend(self, claims: list[Claim]) -> None:
-        try:
-            kept = await self._store.extend(claims)
-        except BackendUnavailableError as error:
-            # Tried again at the next turn; the fence finds out what was lost meanwhile.
-            self._outage.begins("lease keeper", error)
-            return
-        self._outage.is_over("lease keeper")
+        kept = await self._store.extend(claims)
         for claim in claims:
             # Settled while we asked: not in the queue any more, but not lost either.
             gone = claim.id not in kept and not claim.leaving

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import urlsplit
@@ -31,6 +32,11 @@ _STATEMENT_TIMEOUT: Final = 15.0
 """Seconds after which a statement counts as lost, and its connection as broken: a socket that goes
 silent is found out within this time."""
 _RELEASE_TIMEOUT: Final = 2.0
+
+
+def statement_timeout(longest: float = math.inf) -> asyncio.Timeout:
+    """Return the bound on how long a statement may take, at most ``longest`` seconds."""
+    return asyncio.timeout(min(_STATEMENT_TIMEOUT, longest))
 
 
 class Source(Protocol):
@@ -92,10 +98,14 @@ class UrlSource:
         """Open a connection."""
         if self.prepared_statements is None:
             connection = await self._open(prepared=True)
-            self.prepared_statements = not await is_pooled(connection)
+            try:
+                self.prepared_statements = not await is_pooled(connection)
+            except BaseException:
+                connection.terminate()
+                raise
             if self.prepared_statements:
                 return connection
-            await connection.close(timeout=_RELEASE_TIMEOUT)
+            await self.release(connection)
         return await self._open(prepared=self.prepared_statements)
 
     async def release(self, connection: Connection) -> None:
@@ -170,6 +180,8 @@ class Lane:
         settings: run-time parameters to set on the connection; not behind a pooler, where they would
             reach whoever uses the server connection next.
         hold: False gives the connection back after each use.
+        longest: seconds that a statement may take, a connection included if one is needed, where 15 are too
+            many.
     """
 
     def __init__(
@@ -179,11 +191,13 @@ class Lane:
         *,
         settings: Mapping[str, str] | None = None,
         hold: bool = True,
+        longest: float = math.inf,
     ) -> None:
         self._source = source
         self._queue = queue
         self._settings = settings or {}
         self._hold = hold
+        self._longest = longest
         self._connection: Connection | None = None
         self._needs_transactions = False
         self._lock = asyncio.Lock()
@@ -196,22 +210,28 @@ class Lane:
             PgMqError: it was refused.
         """
         async with self.connection() as connection:
-            return await connection.fetch(sql, *arguments, timeout=_STATEMENT_TIMEOUT)
+            return await connection.fetch(sql, *arguments)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
-        """Have the connection to oneself; the driver's errors are translated on the way out."""
+        """Have the connection to oneself for the time that a statement may take, to send statements.
+
+        The driver's errors are translated on the way out.
+        """
         async with self._lock:
             try:
-                connection = await self._connect()
-                async with AsyncExitStack() as stack:
+                async with statement_timeout(self._longest), AsyncExitStack() as stack:
+                    connection = await self._connect()
                     if self._needs_transactions:
                         # Keeps a statement's preparation and execution on one server connection.
                         await stack.enter_async_context(connection.transaction())
                     yield connection
             except DRIVER_ERRORS as error:
-                if not isinstance(error, asyncpg.PostgresError):
-                    # Not an answer of the server: the connection is in a state that nobody knows.
+                # Not an answer of the server: the connection is in a state that nobody knows. Or one that is
+                # read-only, which sessions stay that began so: another may be in a better place.
+                if not isinstance(error, asyncpg.PostgresError) or isinstance(
+                    error, asyncpg.ReadOnlySQLTransactionError
+                ):
                     await self._drop(broken=True)
                 raise self.translate(error) from error
             finally:
@@ -231,12 +251,18 @@ class Lane:
         if self._connection is not None and self._connection.is_closed():
             await self._drop()
         if self._connection is None:
-            connection = self._connection = await self._source.connect()
-            pooled = await is_pooled(connection)
+            connection = await self._source.connect()
+            try:
+                pooled = await is_pooled(connection)
+                if not pooled:
+                    for name, value in self._settings.items():
+                        await connection.execute(f"SET {name} = {value}")
+            except BaseException:
+                connection.terminate()
+                await self._source.release(connection)
+                raise
             self._needs_transactions = pooled and not self._source.prepared_statements
-            if not pooled:
-                for name, value in self._settings.items():
-                    await connection.execute(f"SET {name} = {value}")
+            self._connection = connection
         return self._connection
 
     async def _drop(self, *, broken: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from apalis_pgmq.core import TaskId, dead_letter_headers
 from apalis_pgmq.delivery import Claim
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from ._connect import Source
     from ._sql import Statements
+
+
+_SHORTEST_TIMEOUT: Final = 1.0
+"""Seconds that a statement may take in any case, however short the visibility timeout."""
 
 
 class PgMqStore:
@@ -44,7 +48,9 @@ class PgMqStore:
         # A claim that a crash loses was never made: the message is simply delivered again. So its commit
         # need not wait for the disk. What removes messages does wait.
         self._claiming = Lane(source, config.queue, settings={"synchronous_commit": "off"})
-        self._settling = Lane(source, config.queue)
+        # A silent socket must be found out while there is still time to extend over another one.
+        longest = max(_SHORTEST_TIMEOUT, config.visibility_timeout.total_seconds() / 3)
+        self._settling = Lane(source, config.queue, longest=longest)
 
     async def open(self) -> None:
         """Make sure that the queue is there."""

@@ -10,7 +10,7 @@ import asyncpg
 from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import Lane, PoolSource
+from ._connect import Lane, PoolSource, statement_timeout
 from ._errors import DRIVER_ERRORS, translate
 from ._store import Fence, ids_of
 
@@ -168,7 +168,8 @@ class Transactions:
                     "what its handler did was rolled back"
                 )
             try:
-                await transaction.commit()
+                async with statement_timeout():
+                    await transaction.commit()
             except DRIVER_ERRORS as error:
                 if not await self._was_committed(claims, error):
                     raise self._error(error) from error
@@ -230,7 +231,8 @@ class Transactions:
 
     async def _translated(self, call: Awaitable[M]) -> M:
         try:
-            return await call
+            async with statement_timeout():
+                return await call
         except DRIVER_ERRORS as error:
             raise self._error(error) from error
 
@@ -255,7 +257,8 @@ async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Tr
     if connection.is_closed():
         return
     try:
-        await transaction.rollback()
+        async with statement_timeout():
+            await transaction.rollback()
     except DRIVER_ERRORS:
         # Ended already, or broken: the server rolls back by itself.
         connection.terminate()
