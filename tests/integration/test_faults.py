@@ -171,9 +171,9 @@ class TestSilence:
         table: Table,
         eventually: Eventually,
     ) -> None:
-        """With the default proportion: a statement may take half as long as a lease lasts."""
+        """Although other statements may take as long as a lease lasts."""
         config = Config(queue, visibility_timeout=6, poll_interval=0.05)
-        monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 3.0)
+        monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 6.0)
         async with (
             PgMqBackend(proxy.url, config, Email) as backend,
             PgMqBackend(pgmq_url, config, Email) as other_backend,

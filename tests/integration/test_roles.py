@@ -111,6 +111,7 @@ ALTER_MESSAGE = """UPDATE pgmq.q_emails SET message = '"x"'"""
 OWNERS = (
     "DROP TABLE pgmq.q_emails CASCADE",
     "TRUNCATE pgmq.q_emails",
+    "CREATE TABLE pgmq.emails_4 (id int)",
     "SELECT pgmq.create('emails_2'::text)",
     "SELECT pgmq.drop_queue('emails'::text)",
     "SELECT pgmq.purge_queue('emails'::text)",

@@ -177,6 +177,43 @@ async def test_extensions_go_on_meanwhile_and_do_not_clash(
     assert worker.stats.failed == 0
 
 
+async def test_an_extension_that_is_under_way_is_waited_for(
+    pgmq_url: str, queue: str, db: asyncpg.Connection, effects: str, table: Table, eventually: Eventually
+) -> None:
+    inside, release = asyncio.Event(), asyncio.Event()
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        await tx.connection.execute(f"INSERT INTO {effects} VALUES ('x')")
+        inside.set()
+        await release.wait()
+
+    async def is_waiting(verb: str) -> bool:
+        return await db.fetchval(
+            "SELECT count(*) > 0 FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND query ~ $1 AND datname = current_database()",
+            rf"^\s*{verb} .*q_{queue}",
+        )
+
+    async with PgMqBackend(pgmq_url, Config(queue, visibility_timeout=15), Email) as backend:
+        worker = WorkerBuilder("w").backend(backend).build(handler)
+        async with Running(worker):
+            await backend.push(Email("x"))
+            await inside.wait()
+            other = await asyncpg.connect(pgmq_url)
+            lock = other.transaction()
+            await lock.start()
+            await other.execute(f"SELECT FROM pgmq.q_{queue} FOR UPDATE")
+            # The keeper queues up for the row first, the removal behind it.
+            await eventually(lambda: is_waiting("UPDATE"))
+            release.set()
+            await eventually(lambda: is_waiting("DELETE"))
+            await lock.rollback()
+            await eventually(table.is_empty)
+            await other.close()
+    assert await who(db, effects) == ["x"]
+    assert (worker.stats.succeeded, worker.stats.failed, worker.stats.leases_lost) == (1, 0, 0)
+
+
 async def test_pushes_within_are_sent_on_commit_only(
     backend: PgMqBackend[Email], table: Table, eventually: Eventually
 ) -> None:

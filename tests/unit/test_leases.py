@@ -266,3 +266,48 @@ async def test_a_message_removed_by_hand_cancels_its_handler() -> None:
         await within_patience(started)
         del backend._queue.messages[message_id]
         await within_patience(cancelled)
+
+
+async def test_a_worker_that_claims_its_own_message_again_goes_on_with_it() -> None:
+    backend = memory(visibility_timeout=30)
+    started = []
+    release = asyncio.Event()
+
+    async def handler(message: Email) -> None:
+        started.append(message)
+        await release.wait()
+
+    worker = build(backend, handler)
+    async with running(worker):
+        await backend.push(Email("ada"))
+        await eventually(lambda: started)
+        [message] = backend.messages
+        # As after an outage that was longer than the visibility timeout.
+        backend._queue.show(message, message.vt - timedelta(seconds=60))
+        await eventually(lambda: message.read_ct == 2)
+        release.set()
+        await eventually(lambda: not backend.messages)
+    assert len(started) == 1
+    assert (worker.stats.succeeded, worker.stats.leases_lost) == (1, 0)
+
+
+async def test_a_worker_does_not_go_on_with_what_another_had_meanwhile() -> None:
+    backend = memory(visibility_timeout=30)
+    started = []
+    release = asyncio.Event()
+
+    async def handler(message: Email) -> None:
+        started.append(message)
+        if len(started) == 1:
+            await release.wait()
+
+    worker = build(backend, handler)
+    async with running(worker):
+        await backend.push(Email("ada"))
+        await eventually(lambda: started)
+        [message] = backend.messages
+        message.read_ct += 1
+        backend._queue.show(message, message.vt - timedelta(seconds=60))
+        await eventually(lambda: not backend.messages)
+    assert len(started) == 2
+    assert worker.stats.leases_lost == 1

@@ -159,9 +159,8 @@ def dead_letter_headers(
 def redriven_headers(headers: Mapping[str, object]) -> dict[str, object]:
     """Return a dead letter's headers as its message has them when it is put back: its own, and a count."""
     own = {name: value for name, value in headers.items() if not name.startswith(DEAD_LETTER_PREFIX)}
-    count = own.get(REDRIVE_COUNT)
-    is_count = isinstance(count, int | str) and _COUNT.fullmatch(str(count)) is not None
-    own[REDRIVE_COUNT] = int(str(count)) + 1 if is_count else 1
+    count = _COUNT.fullmatch(str(own.get(REDRIVE_COUNT)))
+    own[REDRIVE_COUNT] = 1 if count is None else int(count[0]) + 1
     return own
 
 

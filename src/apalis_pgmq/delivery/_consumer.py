@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from apalis_pgmq.core import (
     DeadLetterReason,
     LeaseLostError,
     Task,
+    headers_of,
 )
 
 from ._fetcher import Fetcher
@@ -344,7 +344,7 @@ class QueueConsumer(Consumer[T]):
             args,
             claim.id,
             Attempt(claim.read_ct),
-            {} if claim.headers is None else _headers(claim.headers),
+            {} if claim.headers is None else headers_of(claim.headers),
             claim.enqueued_at,
             claim.vt,
             self._config.queue,
@@ -393,9 +393,3 @@ class QueueConsumer(Consumer[T]):
     def _let_go(self, claim: Claim) -> None:
         self._reports.overdue(claim)
         self._lose(claim)
-
-
-def _headers(text: str) -> dict[str, object]:
-    # Others may have stored anything here; only an object can be headers.
-    headers = json.loads(text)
-    return headers if isinstance(headers, dict) else {}

@@ -102,7 +102,7 @@ def translate(error: Exception, *, server: str, queue: str) -> ApalisError:
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return PgMqPermissionError(
             f"the database role lacks a right on queue {queue!r}: {text}; a worker needs USAGE on schema "
-            "pgmq and SELECT, INSERT, UPDATE, DELETE on the queue's tables"
+            "pgmq and SELECT, INSERT, UPDATE, DELETE on the queue's tables (see docs/security.md)"
         )
     if isinstance(error, _REFUSED_PAYLOADS):
         detail = getattr(error, "detail", None)
