@@ -42,6 +42,12 @@ def test_one_who_lost_the_lease_must_not_remove() -> None:
     )
 
 
+def test_a_worker_may_claim_again_what_it_holds_itself() -> None:
+    only = Delivery(1, 1, "a", 10, 20, ended=True)
+    assert of(only, removals=(Removal(1, 2, 25),)).violations == []
+    assert "before its owner" in of(only, removals=(Removal(1, 2, 15),)).violations[0]
+
+
 @pytest.mark.parametrize(
     "second", [Delivery(1, 2, "b", 10.5, 12, ended=True), Delivery(1, 2, "b", 20, 21, ended=True)]
 )

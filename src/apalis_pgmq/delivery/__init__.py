@@ -1,7 +1,17 @@
 """Claiming, leasing and settling messages, for any store. Standard library only."""
 
+from ._backend import QueueBackend, encode_headers
 from ._consumer import QueueConsumer
 from ._outage import Backoff
 from ._store import Burial, Claim, GiveBack, Store
 
-__all__ = ["Backoff", "Burial", "Claim", "GiveBack", "QueueConsumer", "Store"]
+__all__ = [
+    "Backoff",
+    "Burial",
+    "Claim",
+    "GiveBack",
+    "QueueBackend",
+    "QueueConsumer",
+    "Store",
+    "encode_headers",
+]

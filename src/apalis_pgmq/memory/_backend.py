@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-import weakref
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import (
     Config,
     DeadLetter,
-    EncodeError,
     Redrive,
-    checked_payload,
     duration,
     headers_of,
     redriven_headers,
     require_dead_letter_queue,
     whole_number,
 )
-from apalis_pgmq.delivery import QueueConsumer
+from apalis_pgmq.delivery import QueueBackend, encode_headers
 
 from ._store import MemoryQueue, MemoryStore, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Duration, Event, TaskId
+    from apalis_pgmq.core import Codec, Duration, TaskId
 
 T = TypeVar("T")
 
 
-class MemoryBackend(Generic[T]):
+class MemoryBackend(QueueBackend[T]):
     """A queue in memory, for tests of handlers and for trying things without a database.
 
     It behaves like a PGMQ queue: visibility timeout, retries, dead letters, leases and their fence. What
@@ -62,26 +59,10 @@ class MemoryBackend(Generic[T]):
     def __init__(
         self, queue_or_config: str | Config, message_type: Any, *, codec: Codec[T] | None = None
     ) -> None:
-        self._config = Config.of(queue_or_config)
-        self._message_type = message_type
-        self._codec: Codec[T] = JsonCodec(message_type) if codec is None else codec
+        super().__init__(
+            Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
+        )
         self._queue = MemoryQueue(self._config)
-        self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
-
-    @property
-    def queue(self) -> str:
-        """The queue's name."""
-        return self._config.queue
-
-    @property
-    def config(self) -> Config:
-        """The queue's settings."""
-        return self._config
-
-    @property
-    def message_type(self) -> Any:
-        """The type of the queue's messages, as given."""
-        return self._message_type
 
     @property
     def messages(self) -> list[Message]:
@@ -134,11 +115,8 @@ class MemoryBackend(Generic[T]):
         Args and errors are those of `push`; delay and headers are the same for each message.
         """
         wait = duration("delay", delay, allow_zero=True)
-        try:
-            text = None if headers is None else json.dumps(dict(headers), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise EncodeError(f"the headers have no JSON form: {error}") from error
-        payloads = [checked_payload(self._codec.encode(message), self._config) for message in messages]
+        text = encode_headers(headers)
+        payloads = [self._encode(message) for message in messages]
         ids = [self._queue.add(payload, text, wait) for payload in payloads]
         self._poke()
         return ids
@@ -199,26 +177,8 @@ class MemoryBackend(Generic[T]):
         self._queue.dead.clear()
         return count
 
-    def poll(
-        self,
-        *,
-        worker: str = "apalis-pgmq",
-        capacity: int = 10,
-        on_event: Callable[[Event], None] | None = None,
-        on_lost: Callable[[TaskId], None] | None = None,
-    ) -> QueueConsumer[T]:
-        """Open a claim on the queue: an asynchronous iterator of tasks, to be settled one by one."""
-        consumer = QueueConsumer(
-            MemoryStore(self._queue),
-            self._codec,
-            self._config,
-            worker=worker,
-            capacity=capacity,
-            on_event=on_event,
-            on_lost=on_lost,
-        )
-        self._consumers.add(consumer)
-        return consumer
+    def _store(self) -> MemoryStore:
+        return MemoryStore(self._queue)
 
     def _put_back(self, ids: Iterable[TaskId]) -> None:
         for message_id in ids:
@@ -226,7 +186,3 @@ class MemoryBackend(Generic[T]):
             headers = redriven_headers(headers_of(letter.headers))
             self._queue.add(letter.payload, json.dumps(headers), timedelta(0))
         self._poke()
-
-    def _poke(self) -> None:
-        for consumer in self._consumers:
-            consumer.poke()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import weakref
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import asyncpg
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, EncodeError, checked_payload, duration
-from apalis_pgmq.delivery import QueueConsumer
+from apalis_pgmq.core import Config, ConfigError, duration
+from apalis_pgmq.delivery import QueueBackend, encode_headers
 
 from ._connect import Lane, PoolSource, UrlSource
 from ._context import PgMqContext
@@ -26,16 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, DeadLetter, Duration, Event, Task, TaskId
+    from apalis_pgmq.core import Codec, DeadLetter, Duration, Task, TaskId
+    from apalis_pgmq.delivery import QueueConsumer
 
     from ._connect import Connection, Source
 
 T = TypeVar("T")
 
-_DEFAULT_CAPACITY: Final = 10
 
-
-class PgMqBackend(Generic[T]):
+class PgMqBackend(QueueBackend[T]):
     """A PGMQ queue of typed messages: `push` sends, a `WorkerBuilder` or `poll` receives.
 
     ::
@@ -93,9 +90,9 @@ class PgMqBackend(Generic[T]):
         codec: Codec[T] | None = None,
         prepared_statements: bool | None = None,
     ) -> None:
-        self._config = Config.of(queue_or_config)
-        self._message_type = message_type
-        self._codec: Codec[T] = JsonCodec(message_type) if codec is None else codec
+        super().__init__(
+            Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
+        )
         self._source: Source
         if isinstance(url_or_pool, str):
             self._source = UrlSource(url_or_pool, prepared_statements=prepared_statements)
@@ -110,7 +107,6 @@ class PgMqBackend(Generic[T]):
         self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None
         self._setup_lock = asyncio.Lock()
-        self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
 
     def __repr__(self) -> str:
         return f"<PgMqBackend {self._config.queue!r} on {self._source.address}>"
@@ -130,21 +126,6 @@ class PgMqBackend(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
-
-    @property
-    def queue(self) -> str:
-        """The queue's name."""
-        return self._config.queue
-
-    @property
-    def config(self) -> Config:
-        """The queue's settings."""
-        return self._config
-
-    @property
-    def message_type(self) -> Any:
-        """The type of the queue's messages, as given."""
-        return self._message_type
 
     async def setup(self) -> None:
         """Make sure that PGMQ and the queue are there; done by itself at first use.
@@ -217,37 +198,6 @@ class PgMqBackend(Generic[T]):
         """
         payloads = [self._encode(message) for message in messages]
         return await self._send(payloads, delay, headers, connection) if payloads else []
-
-    def poll(
-        self,
-        *,
-        worker: str = "apalis-pgmq",
-        capacity: int = _DEFAULT_CAPACITY,
-        on_event: Callable[[Event], None] | None = None,
-        on_lost: Callable[[TaskId], None] | None = None,
-    ) -> QueueConsumer[T]:
-        """Open a claim on the queue: an asynchronous iterator of tasks, to be settled one by one.
-
-        ::
-
-            async with emails.poll() as consumer:
-                async for task in consumer:
-                    await send_email(task.args)
-                    consumer.ack(task)
-
-        What a `Worker` is built on; the arguments are those of `Backend.poll`.
-        """
-        consumer = QueueConsumer(
-            PgMqStore(self._source, self._config, self._ready),
-            self._codec,
-            self._config,
-            worker=worker,
-            capacity=capacity,
-            on_event=on_event,
-            on_lost=on_lost,
-        )
-        self._consumers.add(consumer)
-        return consumer
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -329,13 +279,8 @@ class PgMqBackend(Generic[T]):
                     )
         return self._statements
 
-    def _encode(self, message: T) -> str:
-        return checked_payload(self._codec.encode(message), self._config)
-
-    def _poke(self) -> None:
-        """Workers of this process need not wait for their next poll."""
-        for consumer in self._consumers:
-            consumer.poke()
+    def _store(self) -> PgMqStore:
+        return PgMqStore(self._source, self._config, self._ready)
 
     async def _send(
         self,
@@ -345,22 +290,13 @@ class PgMqBackend(Generic[T]):
         connection: Connection | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
-        rows = (payloads, [_headers(headers)] * len(payloads), [wait] * len(payloads))
+        rows = (payloads, [encode_headers(headers)] * len(payloads), [wait] * len(payloads))
         if connection is not None:
             return await self._sink.send_on(connection, *rows)
         ids = await self._sink.send(*rows)
         if not wait:
             self._poke()
         return ids
-
-
-def _headers(headers: Mapping[str, object] | None) -> str | None:
-    if headers is None:
-        return None
-    try:
-        return json.dumps(dict(headers), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise EncodeError(f"the headers have no JSON form: {error}") from error
 
 
 def _context(task: Task[Any]) -> PgMqContext:
