@@ -3,12 +3,16 @@
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import pytest
 
-from apalis_pgmq import Idle, LeaseLost, Stalled, Started, Succeeded, Task, WorkerBuilder
+from apalis_pgmq import Idle, LeaseLost, Stalled, Started, Succeeded, Task, TaskId, WorkerBuilder
+from apalis_pgmq.delivery import GiveBack
+from apalis_pgmq.memory._store import MemoryStore
 
 from .support import (
     PATIENCE,
@@ -311,3 +315,34 @@ async def test_a_worker_does_not_go_on_with_what_another_had_meanwhile() -> None
         await eventually(lambda: not backend.messages)
     assert len(started) == 2
     assert worker.stats.leases_lost == 1
+
+
+@pytest.mark.parametrize("give_back", ["retry", "hand_back"])
+async def test_a_message_that_is_claimed_anew_before_its_return_is_known_is_handled(
+    give_back: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = memory(visibility_timeout=30)
+    original = MemoryStore.give_back
+    answer = asyncio.Event()
+
+    async def with_a_late_answer(self: MemoryStore, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
+        done = await original(self, returns)
+        await answer.wait()
+        return done
+
+    monkeypatch.setattr(MemoryStore, "give_back", with_a_late_answer)
+    await backend.push(Email("ada"))
+    events = Events()
+    async with backend.poll(on_event=events) as consumer:
+        first = await anext(consumer)
+        if give_back == "retry":
+            consumer.retry(first, after=timedelta(0))
+        else:
+            consumer.hand_back(first, spend_attempt=False)
+        async with asyncio.timeout(PATIENCE):
+            second = await anext(consumer)
+        answer.set()
+        assert second.attempt == (2 if give_back == "retry" else 1)
+        assert consumer.ack(second)
+        await eventually(lambda: not backend.messages)
+    assert not events.of(LeaseLost)

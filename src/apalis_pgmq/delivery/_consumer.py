@@ -193,7 +193,7 @@ class QueueConsumer(Consumer[T]):
             # Nothing to write: the lease is just not extended any more.
             self._settled(claim)
         else:
-            self._settler.give_back(GiveBack(claim, min(max(after, _NO_DELAY), LONGEST), 0))
+            self._return(claim, min(max(after, _NO_DELAY), LONGEST), refund=0)
         return True
 
     def dead_letter(
@@ -209,7 +209,7 @@ class QueueConsumer(Consumer[T]):
         """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
         if (claim := self._settle(task)) is None:
             return False
-        self._settler.give_back(GiveBack(claim, _NO_DELAY, 0 if spend_attempt else 1))
+        self._return(claim, _NO_DELAY, refund=0 if spend_attempt else 1)
         return True
 
     @asynccontextmanager
@@ -308,7 +308,7 @@ class QueueConsumer(Consumer[T]):
         That is so after an outage in which our leases ran out. What runs goes on, under the new claim.
         """
         held = self._held.get(claim.id)
-        if held is None:
+        if held is None or held.returning:
             return False
         if claim.read_ct == held.read_ct + 1:
             held.read_ct, held.vt, held.unsure_vts = claim.read_ct, claim.vt, ()
@@ -362,6 +362,10 @@ class QueueConsumer(Consumer[T]):
 
     def _give_back(self, claim: Claim, delay: timedelta, *, refund: int) -> None:
         self._decide(claim)
+        self._return(claim, delay, refund=refund)
+
+    def _return(self, claim: Claim, delay: timedelta, *, refund: int) -> None:
+        claim.returning = True
         self._settler.give_back(GiveBack(claim, delay, refund))
 
     def _discard(self, claim: Claim, reason: DeadLetterReason, error: BaseException | None) -> None:

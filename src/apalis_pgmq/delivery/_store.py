@@ -32,6 +32,7 @@ class Claim:
         unsure_vts: what extensions wrote of which we do not know whether they were carried out.
         task: what was made of the claim when it was taken; None while it is buffered.
         settled: its outcome is decided, though perhaps not yet stored.
+        returning: its outcome is to be visible again; it may be claimed anew before we hear that it is.
         leaving: it is being removed outside the settler, and not to be extended meanwhile.
     """
 
@@ -46,6 +47,7 @@ class Claim:
     unsure_vts: tuple[datetime, ...] = ()
     task: Task[Any] | None = None
     settled: bool = False
+    returning: bool = False
     leaving: bool = False
 
 
