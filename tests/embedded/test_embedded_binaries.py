@@ -13,6 +13,8 @@ from apalis_pgmq.embedded import _copy
 from apalis_pgmq.embedded._account import server_account
 from apalis_pgmq.embedded._binaries import find_binaries
 
+from .conftest import copy_wheel
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root switches to another account")
 
 HOLD = """
@@ -129,10 +131,14 @@ def test_as_an_ordinary_user(wheel, spawn, place, fetch):
     nobody = pwd.getpwnam("nobody")
     switch = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": "/"}
     python = python_for(switch)
-    shutil.copytree(Path(_copy.__file__).parents[1], place / "src" / "apalis_pgmq")
+    # Both may lie where that user cannot enter. The facade would need packages that do too.
+    package = place / "src" / "apalis_pgmq"
+    shutil.copytree(Path(_copy.__file__).parents[1], package)
+    (package / "__init__.py").write_text("")
+    copy_wheel(wheel, place / "src")
     (place / "tmp").mkdir()
     os.chown(place / "tmp", nobody.pw_uid, nobody.pw_gid)
-    path = (place / "src", wheel)
+    path = (place / "src",)
     child = spawn(HOLD, path=path, python=python, env={"TMPDIR": str(place / "tmp")}, **switch)
     assert fetch(child.stdout.readline().strip(), "select 1") == 1
     (data_dir,) = (place / "tmp").iterdir()

@@ -9,6 +9,8 @@ import pytest
 
 from apalis_pgmq.embedded import EmbeddedServer
 
+from .conftest import left_in
+
 HOLD = """
 import sys
 from apalis_pgmq.embedded import EmbeddedServer
@@ -37,10 +39,10 @@ def test_kill_9(spawn, temp_dir, eventually, gone, body):
     child = spawn(HOLD.format(body=body))
     pid, _, _ = started(child)
     assert child.stdout.readline() == "ready\n"
-    assert len(list(temp_dir.iterdir())) == 1
+    assert len(left_in(temp_dir)) == 1
     child.kill()
     eventually(lambda: gone(pid))
-    eventually(lambda: not list(temp_dir.iterdir()))
+    eventually(lambda: not left_in(temp_dir))
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.15, 0.2, 0.3, 0.4])
@@ -51,7 +53,7 @@ def test_kill_9_while_it_starts(spawn, temp_dir, eventually, delay):
     except subprocess.TimeoutExpired:
         child.kill()
     eventually(lambda: not processes_with(temp_dir))
-    eventually(lambda: not list(temp_dir.iterdir()))
+    eventually(lambda: not left_in(temp_dir))
 
 
 def processes_with(text):
@@ -73,7 +75,7 @@ def test_every_other_end(spawn, temp_dir, eventually, gone, ending):
     pid, _, _ = started(child)
     child.wait(30)
     eventually(lambda: gone(pid))
-    eventually(lambda: not list(temp_dir.iterdir()))
+    eventually(lambda: not left_in(temp_dir))
 
 
 def test_ctrl_c_does_not_stop_the_server_before_the_with_block_ends(spawn, fetch, gone):
@@ -122,7 +124,7 @@ def test_a_fork_that_leaves_the_with_block_stops_nothing(spawn, temp_dir, fetch)
     assert fetch(url, "select 1") == 1
     child.communicate("")
     assert child.returncode == 0
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 @pytest.mark.skipif(
@@ -133,7 +135,7 @@ def test_a_killed_guard_takes_the_server_along(temp_dir, eventually, gone):
         pid = server.pid
         os.kill(server._process._guard._process.pid, signal.SIGKILL)
         eventually(lambda: gone(pid))
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 def test_signals_to_the_guard_are_ignored(fetch):

@@ -20,6 +20,8 @@ from apalis_pgmq.embedded import (
     embedded_postgres,
 )
 
+from .conftest import left_in
+
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root switches to another account")
 
 
@@ -66,7 +68,7 @@ def test_leaves_nothing_behind(temp_dir, fetch, gone):
     assert gone(pid)
     assert gone(guard)
     assert segment not in shared_memory_of_the_system()
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 def test_shared_memory_of_a_killed_server_is_removed(temp_dir):
@@ -74,7 +76,7 @@ def test_shared_memory_of_a_killed_server_is_removed(temp_dir):
         segment = shared_memory(server.data_dir)
         os.kill(server.pid, signal.SIGKILL)
     assert segment not in shared_memory_of_the_system()
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 def shared_memory(data_dir):
@@ -190,12 +192,12 @@ def test_settings_that_are_not_the_callers(name):
 
 def test_a_failed_start_shows_the_log_and_leaves_nothing(temp_dir):
     assert 'invalid value for parameter "shared_buffers"' in refusal(settings={"shared_buffers": "some"})
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 def test_a_slow_start_ends_in_time(temp_dir):
     assert "within 0.001 s" in refusal(timeout=0.001)
-    assert list(temp_dir.iterdir()) == []
+    assert left_in(temp_dir) == []
 
 
 def test_lasting_data(place, fetch, gone):
