@@ -47,6 +47,8 @@ def test_kill_9(spawn, temp_dir, eventually, gone, body):
 
 @pytest.mark.parametrize("delay", [0.1, 0.15, 0.2, 0.3, 0.4])
 def test_kill_9_while_it_starts(spawn, temp_dir, eventually, delay):
+    with EmbeddedServer():
+        pass  # the shared copy of the programs, where one is needed, is there by now
     child = spawn(HOLD.format(body="sys.stdin.read()"))
     try:
         child.wait(delay)

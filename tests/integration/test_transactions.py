@@ -8,18 +8,22 @@ import pytest
 
 from apalis_pgmq import (
     AbortError,
+    Attempt,
     Batch,
     Config,
     Event,
     HandlerError,
     LeaseLost,
     MemoryBackend,
+    Next,
     PgMqBackend,
     RetryAfterError,
     Succeeded,
+    Task,
     Transaction,
     WorkerBuilder,
 )
+from apalis_pgmq.pgmq import _connect
 
 from .conftest import Email, Table
 from .test_delivery import Running
@@ -383,3 +387,101 @@ def test_a_backend_without_transactions_has_none() -> None:
 
     with pytest.raises(HandlerError, match="nobody provides parameter 'tx'"):
         WorkerBuilder("w").backend(MemoryBackend("q", Email)).build(handler)
+
+
+async def test_a_middleware_that_answers_instead_of_the_handler_has_the_message_acked(
+    backend: PgMqBackend[Email], table: Table, eventually: Eventually
+) -> None:
+    async def middleware(task: Task[Email], call_next: Next) -> object:
+        if task.args.to == "skip":
+            return "skipped"
+        try:
+            return await call_next(task)
+        except ValueError:
+            return "forgiven"
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        raise ValueError
+
+    worker = WorkerBuilder("w").backend(backend).middleware(middleware).build(handler)
+    async with Running(worker):
+        await backend.push_many([Email("skip"), Email("raise")])
+        await eventually(table.is_empty)
+    assert worker.stats.succeeded == 2
+    assert await table.dead() == []
+
+
+async def test_a_pool_without_a_free_connection_is_not_the_handlers_fault(
+    pgmq_url: str, queue: str, table: Table, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 0.2)
+    attempts = []
+
+    async def handler(message: Email, tx: Transaction, attempt: Attempt) -> None:
+        attempts.append(attempt)
+        await asyncio.sleep(0.5)
+
+    config = Config(queue, max_retries=0, poll_interval=0.02)
+    async with (
+        asyncpg.create_pool(pgmq_url, min_size=0, max_size=4) as pool,
+        PgMqBackend(pool, config, Email) as backend,
+    ):
+        await backend.push_many([Email(str(number)) for number in range(6)])
+        worker = WorkerBuilder("w").backend(backend).retry(retry_on=ConnectionError).build(handler)
+        async with Running(worker):
+            await eventually(table.is_empty)
+    assert attempts == [1] * 6
+    assert await table.dead() == []
+
+
+async def test_one_lost_message_does_not_fail_the_rest_of_its_batch(
+    backend: PgMqBackend[Email], db: asyncpg.Connection, effects: str, table: Table, eventually: Eventually
+) -> None:
+    runs = []
+
+    async def handler(batch: Batch[Email], tx: Transaction) -> None:
+        runs.append(sorted(batch.messages, key=lambda message: message.to))
+        for message in batch.messages:
+            await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", message.to)
+        if len(runs) == 1:
+            await db.execute(f"DELETE FROM pgmq.q_{table.queue} WHERE msg_id = 2")
+
+    await backend.push_many([Email(to) for to in ("a", "b", "c")])
+    worker = (
+        WorkerBuilder("w")
+        .backend(backend)
+        .retry(retry_on=ConnectionError)
+        .batch(3)
+        .concurrency(1)
+        .build(handler)
+    )
+    async with Running(worker):
+        await eventually(table.is_empty)
+    assert await who(db, effects) == ["a", "c"]
+    assert await table.dead() == []
+
+
+async def test_a_higher_isolation_of_the_database_does_not_matter(
+    backend: PgMqBackend[Email],
+    db: asyncpg.Connection,
+    effects: str,
+    table: Table,
+    eventually: Eventually,
+    pgmq_url: str,
+) -> None:
+    database = await db.fetchval("SELECT current_database()")
+    await db.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        await tx.connection.execute(f"INSERT INTO {effects} VALUES ('x')")
+        await asyncio.sleep(0.7)
+
+    try:
+        worker = WorkerBuilder("w").backend(backend).build(handler)
+        async with Running(worker):
+            await backend.push(Email("x"))
+            await eventually(table.is_empty)
+    finally:
+        await db.execute(f"ALTER DATABASE {database} RESET default_transaction_isolation")
+    assert await who(db, effects) == ["x"]
+    assert worker.stats.failed == 0

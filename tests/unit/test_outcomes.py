@@ -543,3 +543,26 @@ async def test_a_listener_that_raises_hurts_neither_worker_nor_other_listeners(
     assert "Succeeded" in events.names
     assert events.names[-1] == "Stopped"
     assert "a listener failed on Started" in caplog.text
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise AttributeError
+
+    __repr__ = __str__
+
+
+async def test_an_error_that_cannot_be_told_does_no_harm() -> None:
+    backend = memory(max_retries=0)
+    await backend.push_many([Email("bad"), *emails(3)])
+
+    async def handler(message: Email) -> None:
+        if message.to == "bad":
+            raise UnspeakableError
+
+    worker = build(backend, handler)
+    await run_until_empty(backend, worker)
+
+    [dead] = await backend.dead_letters()
+    assert dead.error_type == "UnspeakableError"
+    assert worker.stats.succeeded == 3

@@ -34,6 +34,7 @@ from ._errors import (
     HandlerError,
     LeaseLostError,
     RetryAfterError,
+    error_text,
 )
 from ._events import (
     DeadLettered,
@@ -96,6 +97,7 @@ __all__ = [
     "checked_payload",
     "dead_letter_headers",
     "duration",
+    "error_text",
     "headers_of",
     "redriven_headers",
     "require_dead_letter_queue",

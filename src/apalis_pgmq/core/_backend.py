@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from datetime import timedelta
     from types import TracebackType
     from typing import Self
 
@@ -74,8 +74,8 @@ class Consumer(Protocol[T_co]):
         """Give the task up: its message moves to the dead-letter queue."""
         ...
 
-    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> bool:
-        """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
+    def hand_back(self, task: Task[Any], *, spend_attempt: bool, after: timedelta = timedelta(0)) -> bool:
+        """Give an unfinished task back, visible after the delay; what never ran need not spend an attempt."""
         ...
 
     def stop(self) -> None:

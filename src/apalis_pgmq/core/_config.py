@@ -22,6 +22,7 @@ MAX_QUEUE_NAME: Final = 47
 """PGMQ's own limit, in characters (``pgmq.validate_queue_name``)."""
 
 _REFUSED = re.compile(r"\$|;|--|'|\x00")
+_LONGEST_IDENTIFIER: Final = 63
 _MAX_RETRIES: Final = 1_000_000
 _MEBIBYTE: Final = 1024 * 1024
 _LONGEST_CHARACTER: Final = 4
@@ -174,6 +175,16 @@ def _queue_name(queue: object, *, has_dead_letter_queue: bool) -> str:
                 if has_dead_letter_queue
                 else ")"
             )
+        )
+    table = "q_" + queue + (DEAD_LETTER_SUFFIX if has_dead_letter_queue else "")
+    if len(table.encode("utf-8", "replace")) > _LONGEST_IDENTIFIER:
+        # PostgreSQL would cut it off, and two queues could end up in one table.
+        raise ConfigError(
+            f"queue name {queue!r} is too long: PostgreSQL's names have 63 bytes, and its table's more"
+        )
+    if any(not one.isascii() and one.lower() != one for one in queue):
+        raise ConfigError(
+            f"queue name {queue!r} has upper-case letters beyond ASCII, which PostgreSQL and Python may lower differently"
         )
     if refused := _REFUSED.search(queue):
         raise ConfigError(

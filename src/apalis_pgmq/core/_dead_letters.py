@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from ._errors import ConfigError
+from ._errors import ConfigError, error_text
 from ._task import TaskId
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def dead_letter_headers(
     }
     if error is not None:
         headers["x-dead-letter-error-type"] = _storable(type(error).__qualname__)
-        headers["x-dead-letter-error"] = _storable(str(error))
+        headers["x-dead-letter-error"] = _storable(error_text(error))
     return headers
 
 

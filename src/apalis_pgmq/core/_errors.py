@@ -79,3 +79,11 @@ class RetryAfterError(ApalisError):
             delay = timedelta(seconds=min(max(delay, 0), LONGEST.total_seconds()))
         self.delay = min(max(delay, timedelta(0)), LONGEST)
         super().__init__(reason or f"retry after {self.delay.total_seconds():g} s")
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's text, even of one whose ``__str__`` raises."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - telling of an error must not be the next one
+        return f"<its text cannot be had: {type(failure).__name__}>"

@@ -205,11 +205,11 @@ class QueueConsumer(Consumer[T]):
         self._settler.bury(Burial(claim, reason, error))
         return True
 
-    def hand_back(self, task: Task[Any], *, spend_attempt: bool) -> bool:
-        """Give an unfinished task back, visible at once; one that never ran need not spend an attempt."""
+    def hand_back(self, task: Task[Any], *, spend_attempt: bool, after: timedelta = _NO_DELAY) -> bool:
+        """Give an unfinished task back, visible after the delay; what never ran need not spend an attempt."""
         if (claim := self._settle(task)) is None:
             return False
-        self._return(claim, _NO_DELAY, refund=0 if spend_attempt else 1)
+        self._return(claim, after, refund=0 if spend_attempt else 1)
         return True
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class Inbox:
             if taker.done() and not taker.cancelled():
                 self._wake(1)
             else:
-                self._takers.remove(taker)
+                # Unless it was passed over already, as one that is done.
+                with suppress(ValueError):
+                    self._takers.remove(taker)
             raise
 
     def close(self) -> list[Claim]:

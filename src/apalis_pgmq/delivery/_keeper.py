@@ -64,7 +64,8 @@ class LeaseKeeper:
             now = monotonic()
             if now - due > self._interval / 2:
                 self._stalled(now - due)
-            for claim in [claim for claim in self._held.values() if claim.let_go_at <= now]:
+            overdue = [one for one in self._held.values() if one.let_go_at <= now and not one.leaving]
+            for claim in overdue:
                 self._overdue(claim)
             claims = [claim for claim in self._held.values() if not claim.leaving]
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from apalis_pgmq.core import Attempt, DeadLettered, Idle, LeaseLost, Stalled
+from apalis_pgmq.core import Attempt, DeadLettered, Idle, LeaseLost, Stalled, error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ class Reports:
             fate,
             claim.read_ct,
             burial.reason.value,
-            f": {burial.error!r}" if burial.error is not None else "",
+            "" if burial.error is None else f": {type(burial.error).__name__}: {error_text(burial.error)}",
             extra={**self._about(claim), "reason": burial.reason.value},
         )
         if self._on_event is not None:

@@ -47,7 +47,8 @@ class PgMqBackend(QueueBackend[T]):
     Args:
         url_or_pool: a ``postgres://`` or ``postgresql://`` URL (several hosts and TLS options as in
             libpq), or an `asyncpg.Pool`, which stays the caller's to close. A running worker holds two
-            of the pool's connections, a push takes one for a moment.
+            of the pool's connections, each running handler with a `Transaction` one more, and a push takes
+            one for a moment.
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,

@@ -160,10 +160,11 @@ class Statements:
                 FROM next WHERE m.msg_id = next.msg_id
                 RETURNING m.msg_id, m.read_ct, m.vt, m.message::text, m.headers::text, m.enqueued_at
             """,
+            # A lease that would be over already, since our clock stood still, is no lease.
             extend=f"""
                 UPDATE {q} AS m SET vt = f.new_vt
                 FROM unnest({_FENCE_ARRAYS}, $4::timestamptz[]) AS f (msg_id, read_ct, vt, new_vt)
-                WHERE {_FENCE} RETURNING m.msg_id
+                WHERE {_FENCE} AND f.new_vt > now() RETURNING m.msg_id
             """,
             delete=f"""
                 DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)

@@ -88,14 +88,15 @@ class PgMqStore:
             rows = await connection.fetch(
                 self._statements.extend, *fence.arrays, [targets[msg_id] for msg_id in fence.ids]
             )
-            kept = ids_of(rows)
-            for claim in claims:
-                if claim.id in kept:
-                    claim.vt = targets[claim.id]
-                    claim.expires = expires
-                    claim.unsure_vts = ()
-                    if claim.task is not None:
-                        claim.task.visible_until = claim.vt
+        # Not before the block has ended: behind a pooler its end is the commit.
+        kept = ids_of(rows)
+        for claim in claims:
+            if claim.id in kept:
+                claim.vt = targets[claim.id]
+                claim.expires = expires
+                claim.unsure_vts = ()
+                if claim.task is not None:
+                    claim.task.visible_until = claim.vt
         return kept
 
     async def finish(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:

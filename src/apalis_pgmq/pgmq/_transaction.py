@@ -136,7 +136,8 @@ class Transactions:
         """
         connection = await self._translated(self._take())
         try:
-            transaction = connection.transaction()
+            # At a higher level the removal would fail as soon as the lease was extended meanwhile.
+            transaction = connection.transaction(isolation="read_committed")
             await self._translated(transaction.start())
             try:
                 result = await body(Transaction(connection))
@@ -243,14 +244,18 @@ class Transactions:
 async def _uninterrupted(work: Awaitable[None]) -> None:
     """See work through, even if cancelled meanwhile: between removal and commit is no place to stop."""
     task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
         if not task.cancelled():
             # Its error, if any, gives way to the cancellation.
             task.exception()
-        raise
+        raise cancelled
+    task.result()
 
 
 async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Transaction) -> None:

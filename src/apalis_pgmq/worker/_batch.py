@@ -78,7 +78,7 @@ async def gather(consumer: Consumer[T], first: Task[T], *, size: int, wait: floa
                 tasks.append(await anext(consumer))
     except (TimeoutError, StopAsyncIteration):
         pass
-    except asyncio.CancelledError:
+    except BaseException:
         for task in tasks:
             consumer.hand_back(task, spend_attempt=False)
         raise

@@ -9,7 +9,14 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
-from apalis_pgmq.core import HandlerError, SupportsInjection, SupportsTransactions
+from apalis_pgmq.core import (
+    ApalisError,
+    BackendUnavailableError,
+    HandlerError,
+    LeaseLostError,
+    SupportsInjection,
+    SupportsTransactions,
+)
 
 from ._batch import Batch
 from ._inject import bind, describe
@@ -21,6 +28,20 @@ if TYPE_CHECKING:
     from apalis_pgmq.core import Backend, Consumer, Task
 
     from .middleware import Middleware, Next
+
+
+class NotCommittedError(ApalisError):
+    """A transaction could not be had or committed, for no fault of the handler's; all was rolled back.
+
+    Attributes:
+        ran: whether the handler was called.
+        is_lost: whether it was because a message was not ours any more.
+    """
+
+    def __init__(self, error: ApalisError, *, ran: bool) -> None:
+        self.ran = ran
+        self.is_lost = isinstance(error, LeaseLostError)
+        super().__init__(str(error))
 
 
 class Calling:
@@ -83,6 +104,7 @@ class Calling:
         )
         self._threads: ThreadPoolExecutor | None = None
         self._consumer: Consumer[Any] | None = None
+        self._removed: set[int] = set()
 
     def open(self, name: str, concurrency: int) -> None:
         """Make ready for calls, ``concurrency`` at a time."""
@@ -120,12 +142,38 @@ class Calling:
     async def _in_transaction(self, task: Task[Any]) -> object:
         assert self._transactions is not None
 
-        def done() -> Sequence[Task[Any]]:
-            if not self._takes_batch:
-                return [task]
-            batch: Batch[Any] = task.args
-            return [one for one in batch if batch.outcome(one) is None]
+        removed: Sequence[Task[Any]] = ()
+        raised: BaseException | None = None
+        ran = False
 
-        return await self._transactions.transact(
-            self._consumer, done, lambda transaction: self._bound.call_in(task, transaction)
-        )
+        def done() -> Sequence[Task[Any]]:
+            nonlocal removed
+            removed = (
+                [one for one in task.args if task.args.outcome(one) is None] if self._takes_batch else [task]
+            )
+            return removed
+
+        async def body(transaction: object) -> object:
+            nonlocal raised, ran
+            ran = True
+            try:
+                return await self._bound.call_in(task, transaction)
+            except BaseException as error:
+                raised = error
+                raise
+
+        try:
+            result = await self._transactions.transact(self._consumer, done, body)
+        except (BackendUnavailableError, LeaseLostError) as error:
+            if error is raised:
+                raise
+            raise NotCommittedError(error, ran=ran) from error
+        self._removed.update(map(id, removed))
+        return result
+
+    def take_removed(self, task: Task[Any]) -> bool:
+        """Tell whether the task's message was removed in a transaction; forget it."""
+        if id(task) in self._removed:
+            self._removed.discard(id(task))
+            return True
+        return False

@@ -113,9 +113,9 @@ class Monitor:
         finally:
             self._run = None
         if failures:
-            raise ExceptionGroup("workers failed", failures)
+            raise BaseExceptionGroup("workers failed", failures)
 
-    async def _oversee(self, run: _Run) -> list[Exception]:
+    async def _oversee(self, run: _Run) -> list[BaseException]:
         supervisors = {
             asyncio.create_task(self._supervise(worker, run), name=f"monitor: {worker.name}"): worker
             for worker in self._workers.values()
@@ -137,7 +137,11 @@ class Monitor:
             for supervisor in supervisors:
                 supervisor.cancel()
             outcomes = await asyncio.gather(*supervisors, return_exceptions=True)
-        return [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        return [
+            outcome
+            for outcome in outcomes
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError)
+        ]
 
     async def _supervise(self, worker: Worker[Any], run: _Run) -> None:
         """Run one worker, again after failures."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
-from apalis_pgmq.core import DeadLettered, Engaged, Failed, LeaseLost, RetryAfterError, Succeeded
+from apalis_pgmq.core import DeadLettered, Engaged, Failed, LeaseLost, RetryAfterError, Succeeded, error_text
+
+from ._calling import NotCommittedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from ._retry import RetryPolicy
 
 logger = logging.getLogger("apalis_pgmq")
+
+
+_SOON: Final = timedelta(seconds=1)
+"""When to try again what the database could not do."""
 
 
 @dataclass(slots=True)
@@ -86,6 +93,9 @@ class Outcomes:
 
     def failed(self, consumer: Consumer[Any], task: Task[Any], error: BaseException, duration: float) -> None:
         """The handler raised; its message is retried or given up."""
+        if isinstance(error, NotCommittedError):
+            self._not_committed(consumer, task, error)
+            return
         reason, after = self._policy.judge(error, attempt=task.attempt, max_retries=self._max_retries)
         if reason is None:
             is_ours = consumer.retry(task, after=after)
@@ -97,14 +107,15 @@ class Outcomes:
         asked_for = isinstance(error, RetryAfterError) and reason is None
         logger.log(
             logging.INFO if asked_for else logging.WARNING,
-            "worker %s: attempt %d of message %d on queue %s failed after %.3f s%s: %r",
+            "worker %s: attempt %d of message %d on queue %s failed after %.3f s%s: %s: %s",
             self._worker,
             task.attempt,
             task.id,
             self._queue,
             duration,
             "" if reason is None else ", the last one",
-            error,
+            type(error).__name__,
+            error_text(error),
             extra={"worker": self._worker, "queue": self._queue, "id": task.id, "attempt": task.attempt},
             # Where it went wrong is worth its lines once, not at every retry.
             exc_info=error if task.attempt == 1 and not asked_for else None,
@@ -121,6 +132,19 @@ class Outcomes:
                     will_retry=reason is None,
                     retry_after=after,
                 )
+            )
+
+    def _not_committed(self, consumer: Consumer[Any], task: Task[Any], error: NotCommittedError) -> None:
+        """Not the handler's failure: its message comes back, and the policy has no say."""
+        spend_attempt = error.ran and not error.is_lost
+        if consumer.hand_back(task, spend_attempt=spend_attempt, after=_SOON):
+            logger.warning(
+                "worker %s: message %d on queue %s was not handled in a transaction, it is tried again: %s",
+                self._worker,
+                task.id,
+                self._queue,
+                error,
+                extra={"worker": self._worker, "queue": self._queue, "id": task.id},
             )
 
     def observe(self, event: Event) -> None:

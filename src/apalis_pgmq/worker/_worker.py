@@ -256,7 +256,7 @@ class Worker(Generic[T]):
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
             self._outcomes.failed(consumer, task, error, monotonic() - started)
         else:
-            removed = self._calling.is_transactional
+            removed = self._calling.take_removed(task)
             self._outcomes.succeeded(consumer, task, result, monotonic() - started, removed=removed)
         finally:
             self._let_go(me, [task])
@@ -280,6 +280,12 @@ class Worker(Generic[T]):
             result = await in_context(copy_context(), self._calling.begin(call))
         except asyncio.CancelledError as error:
             if me not in self._lost and me.cancelling():
+                if not self._calling.is_transactional:
+                    for task in tasks:
+                        if batch.outcome(task, error) is None:  # marked as done
+                            self._outcomes.succeeded(
+                                consumer, task, None, monotonic() - started, removed=False
+                            )
                 self._interrupted(consumer, tasks)
                 raise
             raised = error
@@ -292,7 +298,8 @@ class Worker(Generic[T]):
         for task in tasks:
             failure = batch.outcome(task, raised, rolled_back=transactional and raised is not None)
             if failure is None:
-                self._outcomes.succeeded(consumer, task, result, elapsed, removed=transactional)
+                removed = self._calling.take_removed(task)
+                self._outcomes.succeeded(consumer, task, result, elapsed, removed=removed)
             else:
                 self._outcomes.failed(consumer, task, failure, elapsed)
 
