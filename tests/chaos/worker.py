@@ -10,7 +10,17 @@ import os
 import sys
 import time
 
-from apalis_pgmq import Attempt, Config, Event, Monitor, PgMqBackend, Started, TaskId, WorkerBuilder
+from apalis_pgmq import (
+    Attempt,
+    Config,
+    Event,
+    Monitor,
+    PgMqBackend,
+    Started,
+    TaskId,
+    Transaction,
+    WorkerBuilder,
+)
 from apalis_pgmq.pgmq import _connect
 
 
@@ -22,7 +32,14 @@ def tell_when_started(event: Event) -> None:
 
 
 async def main(
-    url: str, queue: str, name: str, on_success: str, visibility: float, silence: float, path: str
+    url: str,
+    queue: str,
+    name: str,
+    on_success: str,
+    kind: str,
+    visibility: float,
+    silence: float,
+    path: str,
 ) -> None:
     # A silent socket is found out sooner than in production, for the sake of a short test.
     _connect._STATEMENT_TIMEOUT = _connect._CONNECT_TIMEOUT = silence
@@ -40,6 +57,10 @@ async def main(
             raise
         write("end", task_id, attempt)
 
+    async def in_transaction(seconds: float, task_id: TaskId, attempt: Attempt, tx: Transaction) -> None:
+        await tx.connection.execute("INSERT INTO effects VALUES ($1)", task_id)
+        await handler(seconds, task_id, attempt)
+
     assert on_success in {"delete", "archive"}
     config = Config(
         queue,
@@ -49,7 +70,8 @@ async def main(
     )
     # Not in a block of its own: entering that one means to have the server there, and a worker waits for it.
     backend = PgMqBackend(url, config, float)
-    worker = WorkerBuilder(name).backend(backend).concurrency(16).on_event(tell_when_started).build(handler)
+    builder = WorkerBuilder(name).backend(backend).concurrency(16).on_event(tell_when_started)
+    worker = builder.build(in_transaction if kind == "transaction" else handler)
     try:
         await Monitor().register(worker).run()
     finally:
@@ -57,5 +79,5 @@ async def main(
 
 
 if __name__ == "__main__":
-    url, queue, name, on_success, timeout, silence, path = sys.argv[1:]
-    asyncio.run(main(url, queue, name, on_success, float(timeout), float(silence), path))
+    url, queue, name, on_success, kind, timeout, silence, path = sys.argv[1:]
+    asyncio.run(main(url, queue, name, on_success, kind, float(timeout), float(silence), path))
