@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from apalis_pgmq.core import ApalisError
 
     Connection: TypeAlias = asyncpg.Connection[Any] | PoolConnectionProxy[Any]
-
-logger = logging.getLogger("apalis_pgmq")
 
 _CONNECT_TIMEOUT: Final = 10.0
 _STATEMENT_TIMEOUT: Final = 15.0
