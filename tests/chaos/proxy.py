@@ -1,4 +1,4 @@
-"""A TCP proxy in front of PostgreSQL that can go silent without closing, and can lose one answer."""
+"""A TCP proxy in front of PostgreSQL that can go silent without closing, and can lose answers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -45,6 +45,7 @@ class Proxy:
         self._port = 0
         self._swallows_new = False
         self._lose: str | None = None
+        self._silence_after: str | None = None
         self.answer_lost = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -84,6 +85,10 @@ class Proxy:
     def swallow_new_ones(self, *, swallow: bool) -> None:
         """Say whether connections that are made from now on are silent; what is connected stays as it is."""
         self._swallows_new = swallow
+
+    def silence_after(self, part_of_statement: str) -> None:
+        """Pass nothing more on over the connection that next executes such a statement, once the server has it."""
+        self._silence_after = part_of_statement
 
     def heal(self) -> None:
         """Pass on what was held back, as TCP does when the network is back, and all that follows."""
@@ -136,6 +141,9 @@ class Proxy:
                     if self._lose is not None and self._lose in statement:
                         self._lose = None
                         link.doomed = True
+                    if self._silence_after is not None and self._silence_after in statement:
+                        self._silence_after = None
+                        link.flows.clear()
                 link.server.write(data)
                 await link.server.drain()
             await link.flows.wait()

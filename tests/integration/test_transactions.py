@@ -20,10 +20,12 @@ from apalis_pgmq import (
     RetryAfterError,
     Succeeded,
     Task,
+    Timeout,
     Transaction,
     WorkerBuilder,
 )
 from apalis_pgmq.pgmq import _connect
+from tests.chaos.proxy import Proxy
 
 from .conftest import Email, Table
 from .test_delivery import Running
@@ -195,7 +197,7 @@ async def test_an_extension_that_is_under_way_is_waited_for(
         return await db.fetchval(
             "SELECT count(*) > 0 FROM pg_stat_activity "
             "WHERE wait_event_type = 'Lock' AND query ~ $1 AND datname = current_database()",
-            rf"^\s*{verb} .*q_{queue}",
+            rf"{verb}.*q_{queue}",
         )
 
     async with PgMqBackend(pgmq_url, Config(queue, visibility_timeout=15), Email) as backend:
@@ -208,9 +210,9 @@ async def test_an_extension_that_is_under_way_is_waited_for(
             await lock.start()
             await other.execute(f"SELECT FROM pgmq.q_{queue} FOR UPDATE")
             # The keeper queues up for the row first, the removal behind it.
-            await eventually(lambda: is_waiting("UPDATE"))
+            await eventually(lambda: is_waiting("UPDATE pgmq"))
             release.set()
-            await eventually(lambda: is_waiting("DELETE"))
+            await eventually(lambda: is_waiting("DELETE FROM"))
             await lock.rollback()
             await eventually(table.is_empty)
             await other.close()
@@ -485,3 +487,85 @@ async def test_a_higher_isolation_of_the_database_does_not_matter(
         await db.execute(f"ALTER DATABASE {database} RESET default_transaction_isolation")
     assert await who(db, effects) == ["x"]
     assert worker.stats.failed == 0
+
+
+async def test_a_connection_that_goes_silent_before_the_commit_does_not_keep_the_message_locked(
+    pgmq_url: str,
+    queue: str,
+    db: asyncpg.Connection,
+    effects: str,
+    table: Table,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
+    async with (
+        Proxy(pgmq_url) as proxy,
+        PgMqBackend(proxy.url, Config(queue, visibility_timeout=1), Email) as backend,
+    ):
+        # The message is removed and its row locked, and nobody will ever commit.
+        proxy.silence_after("removed AS")
+
+        async def handler(message: Email, attempt: Attempt, tx: Transaction) -> None:
+            await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", f"attempt {attempt}")
+
+        async with Running(WorkerBuilder("w").backend(backend).build(handler)):
+            await backend.push(Email("x"))
+            await eventually(table.is_empty, within=20)
+    assert len(await who(db, effects)) == 1
+    assert await who(db, effects) != ["attempt 1"]
+
+
+async def test_what_fails_at_the_commit_is_judged_by_its_type(
+    backend: PgMqBackend[Email], db: asyncpg.Connection, effects: str, table: Table, eventually: Eventually
+) -> None:
+    await db.execute(f"ALTER TABLE {effects} ADD CONSTRAINT once UNIQUE (who) DEFERRABLE INITIALLY DEFERRED")
+    await db.execute(f"INSERT INTO {effects} VALUES ('x')")
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", message.to)
+
+    worker = WorkerBuilder("w").backend(backend).retry(abort_on=asyncpg.UniqueViolationError).build(handler)
+    async with Running(worker):
+        await backend.push(Email("x"))
+        await eventually(table.dead)
+    assert worker.stats.failed == 1
+    assert await who(db, effects) == ["x"]
+
+
+async def test_a_timeout_during_a_commit_that_succeeds_comes_too_late(
+    backend: PgMqBackend[Email],
+    db: asyncpg.Connection,
+    effects: str,
+    table: Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit = asyncpg.transaction.Transaction.commit
+    events: list[Event] = []
+
+    async def commit_slowly(self: asyncpg.transaction.Transaction) -> None:
+        await asyncio.sleep(0.5)
+        await commit(self)
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", message.to)
+
+    builder = (
+        WorkerBuilder("w").backend(backend).concurrency(1).middleware(Timeout(0.3)).on_event(events.append)
+    )
+    monkeypatch.setattr(asyncpg.transaction.Transaction, "commit", commit_slowly)
+    worker = builder.build(handler)
+    async with Running(worker):
+        await backend.push(Email("x"))
+        async with asyncio.timeout(20):
+            while worker.stats.succeeded < 1:
+                await asyncio.sleep(0.01)
+        # The dispatcher is as good as before.
+        await backend.push(Email("y"))
+        async with asyncio.timeout(20):
+            while worker.stats.succeeded < 2:
+                await asyncio.sleep(0.01)
+    assert len([event for event in events if isinstance(event, Succeeded)]) == 2
+    assert worker.stats.failed == 0
+    assert await table.is_empty()
+    assert await who(db, effects) == ["x", "y"]

@@ -31,9 +31,14 @@ silent is found out within this time."""
 _RELEASE_TIMEOUT: Final = 2.0
 
 
+def statement_seconds() -> float:
+    """Return how long a statement may take at most."""
+    return _STATEMENT_TIMEOUT
+
+
 def statement_timeout(longest: float = math.inf) -> asyncio.Timeout:
     """Return the bound on how long a statement may take, at most ``longest`` seconds."""
-    return asyncio.timeout(min(_STATEMENT_TIMEOUT, longest))
+    return asyncio.timeout(min(statement_seconds(), longest))
 
 
 class Source(Protocol):

@@ -58,6 +58,7 @@ _PASSING: Final = (
     asyncpg.InsufficientResourcesError,  # class 53: too many connections, disk full
     asyncpg.OperatorInterventionError,  # class 57: shutdown, cancelled, starting up
     asyncpg.PostgresSystemError,  # class 58: an I/O error
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,  # fail-over: this is a standby now
     asyncpg.InvalidCachedStatementError,  # the table was changed; the next try prepares anew

@@ -72,6 +72,8 @@ class Statements:
         give_back: fence, ``$4`` the delay of each, ``$5`` what to take off its read count.
         bury: fence, ``$4`` for each an object of headers to add; moves to the dead-letter queue.
         bury_in_archive: the same, moves to the archive.
+        delete_last, archive_last: fence, ``$4`` milliseconds; as the last statement of a transaction whose commit
+            must follow within that time.
         present: ``$1`` ids.
         insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
@@ -89,6 +91,8 @@ class Statements:
     give_back: str
     bury: str
     bury_in_archive: str
+    delete_last: str
+    archive_last: str
     present: str
     insert: str
     dead_letters: str
@@ -148,6 +152,25 @@ class Statements:
                 SELECT msg_id FROM back
             """
 
+        delete = f"""
+            DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
+            WHERE {_FENCE} RETURNING m.msg_id
+        """
+        gone = f"""
+            gone AS (
+                DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
+                WHERE {_FENCE} RETURNING {kept_of_m}
+            )
+        """
+        into_archive = f"INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id"
+        # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
+        # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
+        bound = """
+            bound AS MATERIALIZED (
+                SELECT set_config('idle_in_transaction_session_timeout', $4::text, true)
+            )
+        """
+
         return cls(
             # Ordered by vt alone: the index on it serves both the filter and the order, however many
             # delayed messages there are. `now()` is stable, as an index condition must be.
@@ -166,17 +189,10 @@ class Statements:
                 FROM unnest({_FENCE_ARRAYS}, $4::timestamptz[]) AS f (msg_id, read_ct, vt, new_vt)
                 WHERE {_FENCE} AND f.new_vt > now() RETURNING m.msg_id
             """,
-            delete=f"""
-                DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
-                WHERE {_FENCE} RETURNING m.msg_id
-            """,
-            archive=f"""
-                WITH gone AS (
-                    DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
-                    WHERE {_FENCE} RETURNING {kept_of_m}
-                )
-                INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id
-            """,
+            delete=delete,
+            archive=f"WITH {gone} {into_archive}",
+            delete_last=f"WITH {bound}, removed AS ({delete}) SELECT msg_id FROM removed, bound",
+            archive_last=f"WITH {bound}, {gone}, removed AS ({into_archive}) SELECT msg_id FROM removed, bound",
             give_back=f"""
                 UPDATE {q} AS m SET vt = now() + f.delay, read_ct = m.read_ct - f.refund
                 FROM unnest({_FENCE_ARRAYS}, $4::interval[], $5::int[])

@@ -10,7 +10,7 @@ import asyncpg
 from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import Lane, PoolSource, statement_timeout
+from ._connect import Lane, PoolSource, statement_seconds, statement_timeout
 from ._errors import DRIVER_ERRORS, translate
 from ._store import Fence, ids_of
 
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 
+_COMMIT_BOUND: Final = 2
+"""How many times as long as a statement may take the server waits for the commit once a message is removed."""
+_KEEPALIVES: Final = """
+    SET LOCAL tcp_keepalives_idle = 30; SET LOCAL tcp_keepalives_interval = 10; SET LOCAL tcp_keepalives_count = 3
+"""
+"""Has the server look after a client that says nothing: one that is gone would leave its transaction open, and
+what it locked locked, for the two hours that are the usual default. Without effect where not supported."""
 _TRIES: Final = 3
 """How often to look for a message whose lease is being extended at the same moment."""
 
@@ -140,6 +147,7 @@ class Transactions:
             transaction = connection.transaction(isolation="read_committed")
             await self._translated(transaction.start())
             try:
+                await self._translated(connection.execute(_KEEPALIVES))
                 result = await body(Transaction(connection))
                 if done := tasks():
                     await _uninterrupted(self._end(connection, transaction, consumer, done))
@@ -173,17 +181,24 @@ class Transactions:
                     await transaction.commit()
             except DRIVER_ERRORS as error:
                 if not await self._was_committed(claims, error):
-                    raise self._error(error) from error
+                    reason = self._error(error)
+                    if isinstance(reason, BackendUnavailableError):
+                        raise reason from error
+                    # A deferred constraint, say: the handler's own error, to be judged by its type.
+                    raise
 
     async def _remove(self, connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
         """Remove messages; return those that are not ours any more."""
         statements = await self._ready()
-        sql = statements.archive if self._config.on_success == "archive" else statements.delete
+        archive = self._config.on_success == "archive"
+        sql = statements.archive_last if archive else statements.delete_last
+        # As long as we may wait for the answer to the commit, and some more.
+        bound = str(round(_COMMIT_BOUND * statement_seconds() * 1000))
         missing = list(claims)
         for _ in range(_TRIES):
             # An extension that was under way when we began makes us miss the row once: our statement waits
             # for it and then finds another `vt`. By now the claim names that one too.
-            removed = ids_of(await connection.fetch(sql, *Fence(missing).arrays))
+            removed = ids_of(await connection.fetch(sql, *Fence(missing).arrays, bound))
             missing = [claim for claim in missing if claim.id not in removed]
             if not missing:
                 break
@@ -224,9 +239,13 @@ class Transactions:
             await self._source.release(connection)
             return
         try:
-            await connection.reset()
+            async with statement_timeout():
+                await connection.reset()
         except DRIVER_ERRORS:
             await self._source.release(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         else:
             self._spare.append(connection)
 
@@ -242,7 +261,11 @@ class Transactions:
 
 
 async def _uninterrupted(work: Awaitable[None]) -> None:
-    """See work through, even if cancelled meanwhile: between removal and commit is no place to stop."""
+    """See work through, even if cancelled meanwhile: between removal and commit is no place to stop.
+
+    Work that succeeds wins over a cancellation that came too late: what is committed is done. Whoever asked for
+    it can still tell by the task's ``cancelling()``.
+    """
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -250,10 +273,8 @@ async def _uninterrupted(work: Awaitable[None]) -> None:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
-    if cancelled is not None:
-        if not task.cancelled():
-            # Its error, if any, gives way to the cancellation.
-            task.exception()
+    if cancelled is not None and (task.cancelled() or task.exception() is not None):
+        # The error gives way to the cancellation.
         raise cancelled
     task.result()
 
