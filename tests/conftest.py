@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from apalis_pgmq.delivery import _inbox
 from apalis_pgmq.embedded import embedded_postgres
 from apalis_pgmq.pgmq import PgMqBackend
 
@@ -95,6 +96,12 @@ _numbers = itertools.count(1)
 def queue() -> str:
     """A queue name that nobody has used."""
     return f"q{next(_numbers)}_{uuid.uuid4().hex[:6]}"
+
+
+@pytest.fixture
+def one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that starts claims one message more than it has handlers."""
+    monkeypatch.setattr(_inbox, "_AHEAD_AT_FIRST", 1)
 
 
 @pytest.fixture

@@ -493,6 +493,7 @@ async def test_a_handler_that_outlives_its_visibility_timeout_is_delivered_once(
     assert visible_until[1] - visible_until[0] > timedelta(seconds=9)
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_buffered_messages_are_kept_too(
     backend: PgMqBackend[Email], table: Table, eventually: Eventually
 ) -> None:
@@ -534,6 +535,7 @@ async def test_a_message_that_is_locked_does_not_hold_up_the_others(
     assert handled == ["1", "2", "0"]
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_stopping_hands_back_what_was_not_started_without_spending_an_attempt(
     backend: PgMqBackend[Email], table: Table, eventually: Eventually
 ) -> None:

@@ -80,6 +80,17 @@ async def test_concurrent_pushes_share_statements(
     assert await db.fetchval(committed) <= 4
 
 
+async def test_one_bad_push_costs_the_others_few_statements(
+    backend: PgMqBackend[Email], db: asyncpg.Connection
+) -> None:
+    await backend.push(Email("connect"))
+    committed = "SELECT count(DISTINCT xmin::text) FROM pgmq." + f"q_{backend.queue}"
+    pushes = (backend.push(Email("\x00" if number == 130 else str(number))) for number in range(256))
+    results = await asyncio.gather(*pushes, return_exceptions=True)
+    assert [number for number, result in enumerate(results) if isinstance(result, EncodeError)] == [130]
+    assert await db.fetchval(committed) <= 12
+
+
 async def test_one_bad_push_does_not_hurt_the_others(backend: PgMqBackend[Email], table: Table) -> None:
     bad = Email("nul \x00 byte")
     results = await asyncio.gather(

@@ -539,6 +539,7 @@ async def test_a_timeout_during_a_commit_that_succeeds_comes_too_late(
     effects: str,
     table: Table,
     monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
 ) -> None:
     commit = asyncpg.transaction.Transaction.commit
     events: list[Event] = []
@@ -557,15 +558,57 @@ async def test_a_timeout_during_a_commit_that_succeeds_comes_too_late(
     worker = builder.build(handler)
     async with Running(worker):
         await backend.push(Email("x"))
-        async with asyncio.timeout(20):
-            while worker.stats.succeeded < 1:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: worker.stats.succeeded == 1)
         # The dispatcher is as good as before.
         await backend.push(Email("y"))
-        async with asyncio.timeout(20):
-            while worker.stats.succeeded < 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: worker.stats.succeeded == 2)
     assert len([event for event in events if isinstance(event, Succeeded)]) == 2
     assert worker.stats.failed == 0
     assert await table.is_empty()
     assert await who(db, effects) == ["x", "y"]
+
+
+async def test_a_handler_does_not_wait_for_ever_on_a_connection_that_went_silent(
+    pgmq_url: str,
+    queue: str,
+    db: asyncpg.Connection,
+    effects: str,
+    table: Table,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
+    async with (
+        Proxy(pgmq_url) as proxy,
+        PgMqBackend(proxy.url, Config(queue, visibility_timeout=3), Email) as backend,
+    ):
+        proxy.silence_after(effects)
+
+        async def handler(message: Email, attempt: Attempt, tx: Transaction) -> None:
+            await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", f"attempt {attempt}")
+
+        async with Running(WorkerBuilder("w").backend(backend).retry(0.1).build(handler)):
+            await backend.push(Email("x"))
+            await eventually(table.is_empty, within=15)
+    assert await who(db, effects) == ["attempt 2"]
+    assert "has gone silent" in caplog.text
+
+
+async def test_a_statement_that_takes_long_is_left_alone(
+    pgmq_url: str, queue: str, table: Table, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 0.6)
+    async with PgMqBackend(pgmq_url, Config(queue, visibility_timeout=3), Email) as backend:
+
+        async def handler(message: Email, tx: Transaction) -> None:
+            await tx.connection.execute("SELECT pg_sleep(3)")
+            # Nor does the connection suffer from waiting for the handler.
+            await asyncio.sleep(2)
+            await tx.connection.execute("SELECT 1")
+
+        worker = WorkerBuilder("w").backend(backend).build(handler)
+        async with Running(worker):
+            await backend.push(Email("x"))
+            await eventually(table.is_empty)
+    assert (worker.stats.succeeded, worker.stats.failed) == (1, 0)

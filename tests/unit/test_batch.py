@@ -25,7 +25,7 @@ from apalis_pgmq import (
     WorkerContext,
 )
 
-from .support import eventually
+from .support import eventually, steal
 
 
 @pytest.fixture
@@ -277,3 +277,42 @@ def test_nonsense_batches_are_refused(size: int, wait: float) -> None:
 def test_nonsense_actions_on_a_lost_lease_are_refused() -> None:
     with pytest.raises(ConfigError, match="on_lost_lease"):
         WorkerBuilder("w").on_lost_lease("ignore")  # type: ignore[arg-type]
+
+
+async def test_what_comes_slowly_fills_one_batch_after_the_other(backend: MemoryBackend[int]) -> None:
+    sizes: list[int] = []
+
+    async def handler(batch: Batch[int]) -> None:
+        sizes.append(len(batch))
+        await asyncio.sleep(0.05)
+
+    worker = WorkerBuilder("w").backend(backend).concurrency(4).batch(5, wait=30).build(handler)
+    run = asyncio.create_task(worker.run())
+    for number in range(20):
+        await backend.push(number)
+        await asyncio.sleep(0.005)
+    await eventually(lambda: not backend.messages)
+    worker.stop()
+    await run
+    assert sizes == [5, 5, 5, 5]
+
+
+async def test_what_was_lost_while_a_batch_was_gathered_is_not_in_it() -> None:
+    backend = MemoryBackend(Config("q", visibility_timeout=0.3, poll_interval=0.01), int)
+    seen: list[int] = []
+    events: list[Event] = []
+
+    async def handler(batch: Batch[int]) -> None:
+        seen.extend(batch.messages)
+
+    worker = WorkerBuilder("w").backend(backend).batch(3, wait=30).on_event(events.append).build(handler)
+    run = asyncio.create_task(worker.run())
+    stolen = await backend.push(1)
+    await backend.push(2)
+    await eventually(lambda: [message.read_ct for message in backend.messages] == [1, 1])
+    steal(backend, stolen)
+    await eventually(lambda: [event for event in events if isinstance(event, LeaseLost)])
+    await backend.push(3)
+    await eventually(lambda: seen == [2, 3])
+    worker.stop()
+    await run

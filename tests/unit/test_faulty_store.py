@@ -398,6 +398,7 @@ async def test_a_keepers_outage_loses_no_lease_that_still_stands() -> None:
     assert not events.of(LeaseLost)
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_a_buffered_message_whose_lease_ran_out_is_not_run() -> None:
     backend = FaultyBackend(visibility_timeout=0.3)
     await backend.push_many([Email("first"), Email("buffered")])

@@ -149,8 +149,8 @@ class Clock:
         return self.now
 
 
-def test_a_fresh_demand_fills_every_handler_and_one_more() -> None:
-    assert Demand(10, Clock()).limit(buffered=0, held=0) == 11
+def test_a_fresh_demand_fills_every_handler() -> None:
+    assert Demand(10, Clock()).limit(buffered=0, held=0) == 10
 
 
 def test_demand_asks_for_what_is_free() -> None:
@@ -158,16 +158,16 @@ def test_demand_asks_for_what_is_free() -> None:
     demand.take()
     demand.take()
 
-    assert demand.limit(buffered=0, held=2) == 2
+    assert demand.limit(buffered=0, held=2) == 1
     demand.running -= 1
-    assert demand.limit(buffered=0, held=1) == 3
+    assert demand.limit(buffered=0, held=1) == 2
 
 
 def test_demand_is_none_while_enough_is_buffered() -> None:
     assert Demand(3, Clock()).limit(buffered=1, held=1) == 0
 
 
-def test_slow_handlers_hold_next_to_nothing_in_reserve() -> None:
+def test_slow_handlers_hold_nothing_in_reserve() -> None:
     clock = Clock()
     demand = Demand(1, clock)
     for _ in range(5):
@@ -176,7 +176,9 @@ def test_slow_handlers_hold_next_to_nothing_in_reserve() -> None:
         clock.now += 10
         demand.claimed()
 
-    assert demand.limit(buffered=0, held=0) == 2
+    assert demand.limit(buffered=0, held=0) == 1
+    demand.take()
+    assert demand.limit(buffered=0, held=1) == 0
 
 
 def test_fast_handlers_get_large_batches() -> None:
@@ -217,4 +219,4 @@ def test_demand_is_bounded(
     if unstored > 4000:
         assert limit == 0
     elif buffered == 0:
-        assert limit >= capacity - demand.running + 1
+        assert limit >= capacity - demand.running

@@ -74,6 +74,7 @@ async def test_a_sync_handler_that_outlives_its_visibility_timeout_is_delivered_
     assert len(deliveries) == 1
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_a_buffered_message_is_kept_too() -> None:
     backend = memory(visibility_timeout=KEPT)
     await backend.push_many(emails(2))

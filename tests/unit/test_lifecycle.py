@@ -109,6 +109,7 @@ async def test_stopping_finishes_what_runs() -> None:
     assert backend.messages == []
 
 
+@pytest.mark.usefixtures("one_ahead")
 @pytest.mark.parametrize("synchronous", [False, True])
 async def test_stopping_hands_back_at_once_what_was_not_started(*, synchronous: bool) -> None:
     backend = memory()
@@ -259,6 +260,7 @@ async def test_running_twice_at_the_same_time_is_refused() -> None:
         assert not events.of(Stopped)
 
 
+@pytest.mark.usefixtures("one_ahead")
 async def test_cancelling_run_cancels_the_handlers_and_hands_their_messages_back() -> None:
     backend = memory()
     await backend.push_many(emails(5))

@@ -78,8 +78,20 @@ class Consumer(Protocol[T_co]):
         """Give an unfinished task back, visible after the delay; what never ran need not spend an attempt."""
         ...
 
+    def holds(self, task: Task[Any]) -> bool:
+        """Tell whether a task that was taken is still ours to settle."""
+        ...
+
     def stop(self) -> None:
         """Claim no more and hand back at once what was claimed but not taken; the iteration ends."""
+        ...
+
+    def adjust_capacity(self, by: int) -> None:
+        """Work more, or fewer, tasks at the same time from now on."""
+        ...
+
+    async def ended(self) -> None:
+        """Wait until no more tasks will come: it was stopped, or has failed."""
         ...
 
 

@@ -88,6 +88,7 @@ class QueueConsumer(Consumer[T]):
         self._held: dict[TaskId, Claim] = {}
         self._is_idle = False
         self._stopping = False
+        self._ended = asyncio.Event()
         self._failure: BaseException | None = None
         self._parts: dict[str, asyncio.Task[None]] = {}
         self._inbox = Inbox()
@@ -224,12 +225,11 @@ class QueueConsumer(Consumer[T]):
         """
         claims = []
         for task in tasks:
-            claim = self._held.get(task.id)
-            if claim is None or claim.task is not task or claim.settled:
+            if not self.holds(task):
                 raise LeaseLostError(
                     f"message {task.id} on queue {self._config.queue!r} is not ours any more"
                 )
-            claims.append(claim)
+            claims.append(self._held[task.id])
         for claim in claims:
             claim.leaving = True
         try:
@@ -241,6 +241,11 @@ class QueueConsumer(Consumer[T]):
         for claim in claims:
             self._decide(claim)
             self._settled(claim)
+
+    def holds(self, task: Task[Any]) -> bool:
+        """Tell whether a task that was taken is still ours to settle."""
+        claim = self._held.get(task.id)
+        return claim is not None and claim.task is task and not claim.settled
 
     def lost(self, claim: Claim) -> None:
         """Take note that the caller, who works on the task, found its claim lost."""
@@ -255,9 +260,19 @@ class QueueConsumer(Consumer[T]):
         if self._stopping:
             return
         self._stopping = True
+        self._ended.set()
         self._fetcher.stop()
         for claim in self._inbox.close():
             self._give_back(claim, _NO_DELAY, refund=1)
+
+    def adjust_capacity(self, by: int) -> None:
+        """Work more, or fewer, tasks at the same time from now on."""
+        self._demand.capacity += by
+        self._fetcher.has_room()
+
+    async def ended(self) -> None:
+        """Wait until no more tasks will come: it was stopped, or has failed."""
+        await self._ended.wait()
 
     async def _open(self) -> None:
         backoff = Backoff()

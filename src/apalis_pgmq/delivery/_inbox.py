@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 _HORIZON: Final = 0.1
 """For how many seconds of work to have messages ready. Longer would keep them from idle workers."""
+_AHEAD_AT_FIRST: Final = 0
+"""How many to have ready as long as nothing is known of the speed."""
 _MOST_AHEAD: Final = 1000
 """The most messages to have ready, whatever the speed."""
 _MOST_UNSTORED: Final = 4000
@@ -80,17 +81,18 @@ class Demand:
     """How many messages to claim next.
 
     Enough for every free handler, and beyond that for `_HORIZON` seconds at the speed at which
-    messages were taken lately: slow handlers hold next to nothing in reserve, fast ones large batches.
+    messages were taken lately: slow handlers hold nothing in reserve, which idle workers could have, and fast
+    ones large batches.
 
     Args:
-        capacity: how many handlers may run at once.
+        capacity: how many handlers may run at once; may be changed.
         clock: returns seconds, monotonic.
     """
 
     def __init__(self, capacity: int, clock: Callable[[], float]) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._clock = clock
-        self._ahead = 1
+        self._ahead = _AHEAD_AT_FIRST
         self._taken = 0
         self._since = clock()
         self.running = 0
@@ -112,11 +114,11 @@ class Demand:
             buffered: claimed, but not taken yet.
             held: all that is claimed and not settled in the store.
         """
-        room = max(0, self._capacity - self.running) + self._ahead - buffered
+        room = max(0, self.capacity - self.running) + self._ahead - buffered
         unstored = held - buffered - self.running
         if buffered > self.low_water or unstored > _MOST_UNSTORED:
             return 0
-        return min(max(0, room), self._capacity + _MOST_AHEAD)
+        return min(max(0, room), self.capacity + _MOST_AHEAD)
 
     def claimed(self) -> None:
         """Reckon the speed anew, after each claim."""
@@ -124,7 +126,6 @@ class Demand:
         elapsed = now - self._since
         if elapsed <= 0:
             return
-        per_horizon = math.ceil(self._taken / elapsed * _HORIZON)
-        self._ahead = min(max(1, per_horizon), _MOST_AHEAD)
+        self._ahead = min(int(self._taken / elapsed * _HORIZON), _MOST_AHEAD)
         self._taken = 0
         self._since = now

@@ -13,6 +13,7 @@ import asyncpg
 from apalis_pgmq.core import ConfigError
 
 from ._errors import DRIVER_ERRORS, translate
+from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -122,6 +123,7 @@ class UrlSource:
             return await asyncpg.connect(
                 self._url,
                 timeout=_CONNECT_TIMEOUT,
+                connection_class=WatchedConnection,
                 statement_cache_size=100 if prepared else 0,
                 max_cached_statement_lifetime=0,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _LARGEST_STATEMENT: Final = 10_000
 """Messages that are sent by one statement, unless one call alone brings more."""
+_MOST_CHARACTERS: Final = 16 * 1024 * 1024
+"""The same for their text."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +48,7 @@ class Sink:
     def __init__(self, lane: Lane, ready: Callable[[], Awaitable[Statements]]) -> None:
         self._lane = lane
         self._ready = ready
-        self._waiting: list[Parcel] = []
+        self._waiting: deque[Parcel] = deque()
         self._sender: asyncio.Task[None] | None = None
 
     async def send(
@@ -102,15 +105,16 @@ class Sink:
     def _take(self) -> list[Parcel]:
         """Take as many whole parcels as fit into one statement; leave out what nobody waits for."""
         parcels: list[Parcel] = []
-        size = 0
+        messages = characters = 0
         while self._waiting:
             parcel = self._waiting[0]
-            if parcels and size + len(parcel.payloads) > _LARGEST_STATEMENT:
+            messages += len(parcel.payloads)
+            characters += sum(map(len, parcel.payloads))
+            if parcels and (messages > _LARGEST_STATEMENT or characters > _MOST_CHARACTERS):
                 break
-            del self._waiting[0]
+            self._waiting.popleft()
             if not parcel.sent.done():
                 parcels.append(parcel)
-                size += len(parcel.payloads)
         return parcels
 
     async def _send_together(self, parcels: Sequence[Parcel]) -> None:
@@ -123,8 +127,9 @@ class Sink:
                 _fail(parcels, error)
                 return
             # One of them is at fault: the others must not suffer for it.
-            for parcel in parcels:
-                await self._send_together([parcel])
+            middle = len(parcels) // 2
+            await self._send_together(parcels[:middle])
+            await self._send_together(parcels[middle:])
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the parcels
             _fail(parcels, error)
         except BaseException:

@@ -38,6 +38,8 @@ FROM (VALUES (1)) AS one LEFT JOIN pg_namespace AS n ON n.nspname = 'pgmq'
 everybody may."""
 
 SETUP_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('apalis-pgmq setup', 0))"
+SESSION: Final = "SELECT state, state_change FROM pg_stat_activity WHERE pid = $1::int"
+"""What a session is at, by its process id; whose it is may see it."""
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
 

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import asyncpg
 
 from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import Lane, PoolSource, statement_seconds, statement_timeout
+from ._connect import Lane, PoolSource, is_pooled, statement_seconds, statement_timeout
 from ._errors import DRIVER_ERRORS, translate
+from ._sql import SESSION
 from ._store import Fence, ids_of
+from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from typing import Any
 
     from apalis_pgmq.core import Config, Duration, Task, TaskId
     from apalis_pgmq.delivery import Claim, QueueConsumer
 
     from ._connect import Connection, Source
     from ._sql import Statements
+
+logger = logging.getLogger("apalis_pgmq")
 
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
@@ -121,6 +127,7 @@ class Transactions:
         self._config = config
         self._ready = ready
         self._spare: list[Connection] = []
+        self._lane = Lane(source, config.queue, hold=False)
 
     async def close(self) -> None:
         """Let go of the spare connections."""
@@ -231,7 +238,42 @@ class Transactions:
             if not connection.is_closed():
                 return connection
             await self._source.release(connection)
-        return await self._source.connect()
+        connection = await self._source.connect()
+        if isinstance(connection, WatchedConnection):
+            try:
+                pooled = await is_pooled(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            # A pooler's process id is of its own invention.
+            if not pooled:
+                connection.watch(statement_seconds(), partial(self._look_after, connection))
+        return connection
+
+    async def _look_after(self, connection: WatchedConnection) -> None:
+        """End a connection on which an answer is waited for that the server is not at work on.
+
+        Its socket has gone silent, and either the statement is lost or the answer.
+        """
+        before: list[Any] | None = None
+        while True:
+            session: list[Any] | None = None
+            with suppress(BackendUnavailableError):
+                session = await self._lane.fetch(SESSION, connection.get_server_pid())
+            if session and not (session[0]["state"] or "").startswith("idle"):
+                session = None
+            # Twice the same, so that it did not just happen to be between two statements; nothing at all is a
+            # session that has ended.
+            if session is not None and session == before:
+                logger.warning(
+                    "queue %s: a handler's connection has gone silent, it is closed",
+                    self._config.queue,
+                    extra={"queue": self._config.queue},
+                )
+                connection.terminate()
+                return
+            before = session
+            await asyncio.sleep(statement_seconds() / 3)
 
     async def _put_back(self, connection: Connection) -> None:
         """Keep a sound connection for the next handler, without what this one has set on it."""

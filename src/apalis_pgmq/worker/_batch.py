@@ -69,9 +69,13 @@ class Batch(Sequence["Task[T]"], Generic[T]):
         return self._failed.get(id(task), raised)
 
 
-async def gather(consumer: Consumer[T], first: Task[T], *, size: int, wait: float) -> list[Task[T]]:
-    """Take more tasks, until there are ``size``, or ``wait`` seconds are over, or there are no more."""
-    tasks = [first]
+async def gather(consumer: Consumer[T], *, size: int, wait: float) -> list[Task[T]]:
+    """Take tasks, until there are ``size``, or ``wait`` seconds are over since the first, or there are no more.
+
+    Raises:
+        StopAsyncIteration: there is not even one.
+    """
+    tasks = [await anext(consumer)]
     try:
         async with asyncio.timeout(wait):
             while len(tasks) < size:
@@ -82,4 +86,5 @@ async def gather(consumer: Consumer[T], first: Task[T], *, size: int, wait: floa
         for task in tasks:
             consumer.hand_back(task, spend_attempt=False)
         raise
-    return tasks
+    # A lease may have been lost while the others came.
+    return [task for task in tasks if consumer.holds(task)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from inspect import isawaitable
@@ -20,6 +20,7 @@ from apalis_pgmq.core import (
 
 from ._batch import Batch
 from ._inject import bind, describe
+from ._threads import Threads
 from .middleware import wrap
 
 if TYPE_CHECKING:
@@ -102,33 +103,84 @@ class Calling:
         self.begin: Callable[[Task[Any]], Coroutine[Any, Any, object]] = (
             self._call if inner is self._call and not middleware else self._run
         )
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
+        self._abandoned: set[asyncio.Future[Any]] = set()
+        self._benched: deque[asyncio.Future[None]] = deque()
+        self._batch_size = 1
         self._consumer: Consumer[Any] | None = None
         self._removed: set[int] = set()
 
-    def open(self, name: str, concurrency: int) -> None:
-        """Make ready for calls, ``concurrency`` at a time."""
+    def open(self, name: str, concurrency: int, batch_size: int) -> None:
+        """Make ready for calls, ``concurrency`` at a time, each with up to ``batch_size`` messages."""
+        self._batch_size = batch_size
         if not self.is_async:
-            self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=name)
+            self._threads = Threads(name, concurrency)
 
     def serve(self, consumer: Consumer[Any] | None) -> None:
         """Say whose tasks will come."""
         self._consumer = consumer
+        if consumer is not None:
+            consumer.adjust_capacity(-len(self._abandoned) * self._batch_size)
 
     def close(self) -> None:
         """End the threads, not waiting for one that hangs: that must not hang the event loop."""
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
             self._threads = None
+        self._abandoned.clear()
+
+    @property
+    def lacks_threads(self) -> bool:
+        """Whether there are more threads that run what nobody waits for than callers that wait for them."""
+        return len(self._abandoned) > len(self._benched)
+
+    async def threads_back(self, consumer: Consumer[Any]) -> None:
+        """Wait until a thread is back, or for the consumer's end.
+
+        To take a message without a thread to run it would only let its time run out.
+        """
+        back = asyncio.get_running_loop().create_future()
+        ended = asyncio.ensure_future(consumer.ended())
+        self._benched.append(back)
+        try:
+            await asyncio.wait([back, ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            if back in self._benched:
+                self._benched.remove(back)
+
+    def _abandon(self, call: asyncio.Future[Any]) -> None:
+        """A thread cannot be stopped: it counts as busy for as long as it runs on."""
+        self._abandoned.add(call)
+        call.add_done_callback(self._is_back)
+        if self._consumer is not None:
+            self._consumer.adjust_capacity(-self._batch_size)
+
+    def _is_back(self, call: asyncio.Future[Any]) -> None:
+        if not call.cancelled():
+            # What it raised is nobody's concern any more; asyncio need not complain.
+            call.exception()
+        if call not in self._abandoned:
+            return
+        self._abandoned.discard(call)
+        if self._consumer is not None:
+            self._consumer.adjust_capacity(self._batch_size)
+        if len(self._benched) > len(self._abandoned):
+            self._benched.popleft().set_result(None)
 
     async def _run(self, task: Task[Any]) -> object:
         return await self._chain(task)
 
     async def _in_thread(self, task: Task[Any]) -> object:
         assert self._threads is not None
-        result = await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(copy_context().run, self._call_plainly, task)
-        )
+        call = self._threads.submit(partial(copy_context().run, self._call_plainly, task))
+        running = asyncio.wrap_future(call)
+        try:
+            result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not call.cancel() and not running.done():
+                self._abandon(running)
+            raise
         # A plain function may still return a coroutine: one wrapped by a decorator does.
         return await result if isawaitable(result) else result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
@@ -114,6 +115,9 @@ class Worker(Generic[T]):
         self._waiting = 0
         self._slice_ends = 0.0
         self._failure: Exception | None = None
+        self._gathering: asyncio.Lock
+        self._owner: asyncio.Task[Any]
+        self._owner_cancelling = 0
 
     @property
     def is_stopping(self) -> bool:
@@ -166,7 +170,7 @@ class Worker(Generic[T]):
             raise ApalisError(f"worker {self.name!r} is running already")
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._calling.open(self.name, self.concurrency)
+        self._calling.open(self.name, self.concurrency, 1 if self._batching is None else self._batching.size)
         try:
             while not self._is_stopping:
                 if self._is_paused:
@@ -183,6 +187,11 @@ class Worker(Generic[T]):
         """Work until stopped or paused."""
         error: BaseException | None = None
         self._failure = None
+        owner = asyncio.current_task()
+        assert owner is not None
+        self._owner = owner
+        # What its owner was cancelled for before, and did not mind, is none of our business.
+        self._owner_cancelling = owner.cancelling()
         self._consumer = self._backend.poll(
             worker=self.name,
             capacity=self.concurrency * (1 if self._batching is None else self._batching.size),
@@ -196,6 +205,7 @@ class Worker(Generic[T]):
                 async with asyncio.TaskGroup() as group:
                     self._dispatchers = 1
                     self._waiting = 0
+                    self._gathering = asyncio.Lock()
                     group.create_task(self._dispatch(consumer, group))
             error = self._failure
         except BaseException as failure:
@@ -209,17 +219,24 @@ class Worker(Generic[T]):
             raise error
 
     async def _dispatch(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
-        """Take and handle one task after the other; see to it that another dispatcher stands ready.
+        """Take and handle one task, or batch, after the other; see to it that another dispatcher stands ready.
 
         There are never more dispatchers than ``concurrency``, and never many more than are needed:
         handlers that do not wait are run one after the other by the same two.
         """
         me = asyncio.current_task()
         assert me is not None
-        while not me.cancelling():
+        while not self._is_cancelled:
+            if self._calling.lacks_threads:
+                self._have_another(consumer, group)
+                await self._calling.threads_back(consumer)
+            tasks: list[Task[Any]] = []
             self._waiting += 1
             try:
-                task = await anext(consumer)
+                if self._batching is None:
+                    task = await anext(consumer)
+                else:
+                    tasks = await self._gather(consumer, self._batching)
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - raised again by `_work`, when handlers are done
@@ -227,16 +244,21 @@ class Worker(Generic[T]):
                 return
             finally:
                 self._waiting -= 1
-            if not self._waiting and self._dispatchers < self.concurrency:
-                self._dispatchers += 1
-                group.create_task(self._dispatch(consumer, group))
+            if not self._waiting:
+                self._have_another(consumer, group)
             if self._batching is None:
                 await self._handle(consumer, task, me)
-            else:
-                await self._handle_batch(consumer, task, me, self._batching)
+            elif tasks:
+                await self._handle_batch(consumer, tasks, me)
             if monotonic() > self._slice_ends:
                 await asyncio.sleep(0)
                 self._slice_ends = monotonic() + _SLICE
+
+    def _have_another(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
+        """Start one more dispatcher, unless there are as many as there may be."""
+        if self._dispatchers < self.concurrency:
+            self._dispatchers += 1
+            group.create_task(self._dispatch(consumer, group))
 
     async def _handle(self, consumer: Consumer[Any], task: Task[Any], me: asyncio.Task[Any]) -> None:
         """Run the handler on a task and settle it, exactly once, whatever happens."""
@@ -248,10 +270,10 @@ class Worker(Generic[T]):
         except asyncio.CancelledError as error:
             if me in self._lost:
                 return
-            if me.cancelling():
+            if self._is_cancelled:
                 self._interrupted(consumer, [task])
                 raise
-            # The handler's own affair: it awaited something that was cancelled.
+            # The handler's own affair: it awaited something that was cancelled, or cancelled itself.
             self._outcomes.failed(consumer, task, error, monotonic() - started)
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
             self._outcomes.failed(consumer, task, error, monotonic() - started)
@@ -259,27 +281,24 @@ class Worker(Generic[T]):
             removed = self._calling.take_removed(task)
             self._outcomes.succeeded(consumer, task, result, monotonic() - started, removed=removed)
         finally:
-            self._let_go(me, [task])
+            await self._let_go(me, [task])
 
     async def _handle_batch(
-        self, consumer: Consumer[Any], first: Task[Any], me: asyncio.Task[Any], batching: Batching
+        self, consumer: Consumer[Any], tasks: Sequence[Task[Any]], me: asyncio.Task[Any]
     ) -> None:
         """Run the handler on a batch and settle each of its tasks, exactly once, whatever happens."""
-        tasks = await self._gather(consumer, first, batching)
-        if not tasks:
-            return
         batch = Batch(tasks)
         for task in tasks:
             self._running[task.id] = me
             self._outcomes.engaged(task)
-        call = Task(batch, first.id, max(task.attempt for task in tasks), queue=self._queue)
+        call = Task(batch, tasks[0].id, max(task.attempt for task in tasks), queue=self._queue)
         started = monotonic()
         raised: BaseException | None = None
         result: object = None
         try:
             result = await in_context(copy_context(), self._calling.begin(call))
         except asyncio.CancelledError as error:
-            if me not in self._lost and me.cancelling():
+            if me not in self._lost and self._is_cancelled:
                 if not self._calling.is_transactional:
                     for task in tasks:
                         if batch.outcome(task, error) is None:  # marked as done
@@ -292,7 +311,7 @@ class Worker(Generic[T]):
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
             raised = error
         finally:
-            self._let_go(me, tasks)
+            await self._let_go(me, tasks)
         elapsed = monotonic() - started
         transactional = self._calling.is_transactional
         for task in tasks:
@@ -303,27 +322,34 @@ class Worker(Generic[T]):
             else:
                 self._outcomes.failed(consumer, task, failure, elapsed)
 
-    async def _gather(self, consumer: Consumer[Any], first: Task[Any], batching: Batching) -> list[Task[Any]]:
-        """Take the rest of a batch; if the worker is to stop by then, hand it all back instead."""
-        try:
-            tasks = await gather(consumer, first, size=batching.size, wait=batching.wait)
-        except Exception as error:  # noqa: BLE001 - raised again by `_work`, when handlers are done
-            self._failure = error
-            return []
+    async def _gather(self, consumer: Consumer[Any], batching: Batching) -> list[Task[Any]]:
+        """Take a batch; if the worker is to stop by then, hand it back instead."""
+        # One at a time: two that gather at once would share what comes between them.
+        async with self._gathering:
+            tasks = await gather(consumer, size=batching.size, wait=batching.wait)
         if self._is_stopping or self._is_paused:
             for task in tasks:
                 consumer.hand_back(task, spend_attempt=False)
             return []
         return tasks
 
-    def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]]) -> None:
+    async def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]]) -> None:
+        """The handler has ended: whatever cancelled it alone does not concern the dispatcher."""
         for task in tasks:
             if self._running.get(task.id) is me:
                 del self._running[task.id]
-        if me in self._lost:
-            # That cancellation was for the handler alone; the dispatcher goes on.
-            self._lost.discard(me)
-            me.uncancel()
+        self._lost.discard(me)
+        if me.cancelling() and not self._is_cancelled:
+            # The lease was lost, or the handler cancelled itself; perhaps it has not come to an await since.
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            while me.cancelling():
+                me.uncancel()
+
+    @property
+    def _is_cancelled(self) -> bool:
+        """Whether the task that runs the worker is being cancelled, and all dispatchers with it."""
+        return self._owner.cancelling() > self._owner_cancelling
 
     def _interrupted(self, consumer: Consumer[Any], tasks: Sequence[Task[Any]]) -> None:
         """The worker is being cancelled while the handler runs."""
@@ -348,7 +374,7 @@ class Worker(Generic[T]):
         dispatcher = self._running.pop(task_id, None)
         if dispatcher is None or dispatcher in self._lost or not self._cancel_on_lost_lease:
             return
-        if dispatcher not in self._running.values():
+        if self._batching is None or dispatcher not in self._running.values():
             self._lost.add(dispatcher)
             dispatcher.cancel(f"the lease of message {task_id} was lost")
 
