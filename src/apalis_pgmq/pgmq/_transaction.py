@@ -239,7 +239,8 @@ class Transactions:
                 return connection
             await self._source.release(connection)
         connection = await self._source.connect()
-        if isinstance(connection, WatchedConnection):
+        # `isinstance` would take a pool's proxy for one too: asyncpg's metaclass says so for every subclass.
+        if type(connection) is WatchedConnection:
             try:
                 pooled = await is_pooled(connection)
             except BaseException:
