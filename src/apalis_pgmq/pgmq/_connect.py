@@ -129,7 +129,7 @@ class UrlSource:
             )
         except DRIVER_ERRORS:
             raise
-        except ValueError:
+        except (ValueError, OverflowError):
             # Without its text and its cause: both show the URL.
             raise ConfigError(f"the URL of {self.address} cannot be read: check its host and port") from None
 
