@@ -566,6 +566,39 @@ async def _in_flight(table: Table, count: int) -> bool:
     return sum(row["vt"] > now for row in await table.rows()) == count
 
 
+async def test_what_sends_and_what_removes_waits_for_the_disk(
+    pgmq_url: str, queue: str, db: asyncpg.Connection, table: Table, eventually: Eventually
+) -> None:
+    """As the server saw it: claims alone may be lost in a crash."""
+
+    async def handler(message: Email) -> None:
+        if message.to == "hopeless":
+            raise AbortError
+
+    async with PgMqBackend(pgmq_url, queue, Email) as backend:
+        await db.execute(f"""
+            CREATE TABLE waits_{queue} (what text, setting text);
+            CREATE FUNCTION note_{queue}() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                INSERT INTO waits_{queue} VALUES (
+                    CASE WHEN TG_OP <> 'UPDATE' THEN TG_OP WHEN NEW.read_ct > OLD.read_ct THEN 'claim'
+                    ELSE 'other' END,
+                    current_setting('synchronous_commit')
+                );
+                RETURN NULL;
+            END $$;
+            CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON pgmq.q_{queue}
+                FOR EACH ROW EXECUTE FUNCTION note_{queue}();
+        """)
+        async with Running(WorkerBuilder("w").backend(backend).build(handler)):
+            await backend.push_many([Email("one"), Email("hopeless")])
+            await eventually(table.dead)
+            await eventually(table.is_empty)
+    noted = await db.fetch(f"SELECT DISTINCT what, setting FROM waits_{queue} ORDER BY what")
+    await db.execute(f"DROP FUNCTION note_{queue} CASCADE; DROP TABLE waits_{queue}")
+    assert [tuple(row) for row in noted] == [("DELETE", "on"), ("INSERT", "on"), ("claim", "off")]
+
+
 async def test_20_000_messages_are_each_handled_once(
     backend: PgMqBackend[Email], table: Table, eventually: Eventually
 ) -> None:

@@ -595,6 +595,27 @@ async def test_a_handler_does_not_wait_for_ever_on_a_connection_that_went_silent
     assert "has gone silent" in caplog.text
 
 
+async def test_the_server_looks_after_the_client_of_a_transaction(
+    backend: PgMqBackend[Email], table: Table, eventually: Eventually
+) -> None:
+    """One that is gone for good must not keep its locks for hours: within a minute it is found out."""
+    found: list[int] = []
+
+    async def handler(message: Email, tx: Transaction) -> None:
+        found.extend(
+            [
+                int(await tx.connection.fetchval(f"SELECT current_setting('tcp_keepalives_{name}')"))
+                for name in ("idle", "interval", "count")
+            ]
+        )
+
+    async with Running(WorkerBuilder("w").backend(backend).build(handler)):
+        await backend.push(Email("x"))
+        await eventually(table.is_empty)
+    idle, interval, count = found
+    assert 0 < idle + interval * count <= 60
+
+
 async def test_a_statement_that_takes_long_is_left_alone(
     pgmq_url: str, queue: str, table: Table, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
