@@ -10,7 +10,8 @@ What may happen, and what may not:
   not arrive; or the server crashed, which may lose a claim (claims do not wait for the disk). Without such a
   reason near the earlier delivery there is one delivery and no more. A connection that the server terminates
   is no such reason, and neither is a worker that is stopped in the orderly way.
-- After a crash of the server two may run a message until the first one's next extension, and no longer.
+- Two run a message at the same time only for such a reason, and not for long: after a crash of the server until the
+  first one's next extension; after silence until that is found out; a killed one until it is dead.
 """
 
 import math
@@ -48,7 +49,7 @@ class Fault:
         kind: "kill", "silence" or "crash".
         owner: the process that it hit; None if all.
         start: when it began.
-        end: when it was over.
+        end: when it was over, what it leads to included.
     """
 
     kind: str
@@ -163,18 +164,26 @@ def judge(
 def _again(
     earlier: Delivery, later: Delivery, faults: Sequence[Fault], times: Times, verdict: Verdict
 ) -> None:
-    reasons = {fault.kind for fault in faults if _excuses(fault, earlier, later, times)}
-    if not reasons:
+    excuses = [fault for fault in faults if _excuses(fault, earlier, later, times)]
+    reasons = {fault.kind for fault in excuses}
+    if not excuses:
         verdict.violations.append(f"message {earlier.message}: {later} follows {earlier} without a reason")
         return
     verdict.again["+".join(sorted(reasons))] += 1
-    overlap = min(earlier.stop, later.stop) - later.start
-    if overlap > 0:
+    until = min(earlier.stop, later.stop)
+    if until > later.start:
         verdict.overlaps += 1
-        if reasons == {"crash"} and overlap > times.visibility_timeout / 3 + times.slack:
+        if until > max(_ends(fault, later, times) for fault in excuses):
             verdict.violations.append(
-                f"message {earlier.message}: {earlier} went on for {overlap:.1f} s beside {later}"
+                f"message {earlier.message}: {earlier} went on for {until - later.start:.1f} s beside {later}"
             )
+
+
+def _ends(fault: Fault, later: Delivery, times: Times) -> float:
+    """Return when an overlap must be over that began with the later delivery."""
+    # What a crash made the server forget shows at the first one's next extension.
+    known = later.start + times.visibility_timeout / 3 if fault.kind == "crash" else fault.end
+    return known + times.slack
 
 
 def _excuses(fault: Fault, earlier: Delivery, later: Delivery, times: Times) -> bool:

@@ -77,6 +77,27 @@ def test_after_a_crash_two_may_run_until_the_next_extension_only() -> None:
     assert "went on" in long.violations[0]
 
 
+def test_nobody_goes_on_beside_the_next_owner_once_it_is_found_out() -> None:
+    removals = (Removal(1, 2, 99),)
+    second = Delivery(1, 2, "b", 14, 30, ended=True)
+    for reason in (Fault("silence", "a", 10.5, 16), Fault("kill", "a", 13.9, 16)):
+        short = of(Delivery(1, 1, "a", 10, 16.9, ended=False), second, removals=removals, faults=(reason,))
+        assert (short.violations, short.overlaps) == ([], 1)
+        long = of(Delivery(1, 1, "a", 10, 17.1, ended=False), second, removals=removals, faults=(reason,))
+        assert "went on" in long.violations[0]
+
+
+def test_two_owners_at_once_without_a_reason_are_a_violation() -> None:
+    first, second = (
+        Delivery(1, attempt, owner, 10, 11, ended=True) for attempt, owner in ((1, "a"), (2, "b"))
+    )
+    assert "without a reason" in of(first, second, removals=(Removal(1, 2, 99),)).violations[0]
+    # Nor is one who is killed only later.
+    killed = Delivery(1, 1, "a", 10, 20, ended=False)
+    found = of(killed, second, removals=(Removal(1, 2, 99),), faults=(Fault("kill", "a", 20, 20),))
+    assert "without a reason" in found.violations[0]
+
+
 def test_a_ledger_is_read() -> None:
     lines = ["start 1 1 10.0", "start 2 1 10.5", "end 1 1 11.0", "start 3 2 12.0", "cancelled 3 2 13.0"]
     assert sorted(deliveries(lines, "a", 20.0), key=lambda one: one.message) == [
