@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     breaks = chosen(options.names, quick=options.quick)
 
     tests = list(dict.fromkeys(test for one in breaks for test in one.tests))
+    _say(f"{len(tests)} tests without a change, then {len(breaks)} changes")
     unchanged = run(tests)
     unnoticed = 0
     for one in breaks:
@@ -50,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = why or notices(one, run(one.tests, one))
         unnoticed += bool(why)
         verdict = f"NOT NOTICED: {'; '.join(why)}" if why else "noticed"
-        sys.stdout.write(f"{one.name}: {verdict} ({time.monotonic() - started:.0f} s)\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"{len(breaks)} changes, {unnoticed} unnoticed\n")
+        _say(f"{one.name}: {verdict} ({time.monotonic() - started:.0f} s)")
+    _say(f"{len(breaks)} changes, {unnoticed} unnoticed")
     return 1 if unnoticed else 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def _terminated(*_: object) -> None:

@@ -33,7 +33,7 @@ AT_LEAST_ONCE: Final = (
         promise="At least once",
         file="pgmq/_sql.py",
         old="message, headers FROM dead ORDER BY msg_id",
-        new="message, '{}'::jsonb FROM dead ORDER BY msg_id",
+        new="message, NULL::jsonb FROM dead ORDER BY msg_id",
         tests=(
             _PROPERTIES + "test_the_store_on_pgmq",
             _DELIVERY + "test_after_the_last_retry_the_message_is_dead_lettered_with_its_headers",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ PACKAGE: Final = ROOT / "src" / "apalis_pgmq"
 
 _TEST_LIMIT: Final = 120
 """Seconds that each test may take."""
-_START: Final = 60
-"""Seconds that a run may take beside its tests."""
+_STALL: Final = 240.0
+"""Seconds without any news after which a run is ended: a test's clean-up has no time limit."""
 _GRACE: Final = 20.0
 """Seconds that a run may take to clean up after itself when it is ended early."""
 _FAILED: Final = 1  # pytest's exit code for failed tests, and for nothing else
@@ -126,15 +127,21 @@ def _pytest(tests: Collection[str], environment: dict[str, str]) -> int | None:
             start_new_session=True,
         )
         try:
-            code = process.wait(_START + _TEST_LIMIT * len(tests))
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _wait(process, Path(environment[FILE]))
         finally:
             _end(process)
         if code not in {0, _FAILED, None}:
             output.seek(0)
             sys.stderr.write(output.read().decode(errors="replace"))
     return code
+
+
+def _wait(process: "subprocess.Popen[bytes]", report: Path) -> int | None:
+    """Return the exit code once there is one; None if nothing more happens."""
+    while time.time() - report.stat().st_mtime < _STALL:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(1)
+    return None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
