@@ -7,6 +7,7 @@ from typing import Final
 
 from .model import Break
 from .outages import STAYS_UP
+from .transactions import EXACTLY_ONCE
 
 _DELIVERY: Final = "integration/test_delivery.py::"
 _LEASES: Final = "unit/test_leases.py::"
@@ -14,7 +15,6 @@ _PAYLOADS: Final = "integration/test_dead_letters.py::TestMaxPayload::"
 _FAULTS: Final = "integration/test_faults.py::"
 _PROCESSES: Final = "integration/test_processes.py::"
 _PROPERTIES: Final = "properties/test_store.py::"
-_TRANSACTIONS: Final = "integration/test_transactions.py::"
 _CHAOS: Final = "chaos/test_chaos.py::test_nothing_is_lost_and_nobody_works_on_what_is_not_theirs"
 
 AT_LEAST_ONCE: Final = (
@@ -133,6 +133,17 @@ FENCED: Final = (
         ),
     ),
     Break(
+        name="fence-by-id-alone",
+        promise="Fenced",
+        file="pgmq/_sql.py",
+        old=" AND m.read_ct = f.read_ct AND m.vt = f.vt",
+        new="",
+        tests=(
+            _DELIVERY + "TestFence::test_late_settlements_change_nothing",
+            _PROPERTIES + "test_the_store_on_pgmq",
+        ),
+    ),
+    Break(
         name="memory-fence-without-vt",
         promise="Fenced",
         file="memory/_store.py",
@@ -206,69 +217,6 @@ BOUNDED: Final = (
         old="headers FROM back ORDER BY msg_id",
         new="headers FROM back WHERE false",
         tests=("integration/test_dead_letters.py::TestRedrive::test_a_redriven_message_is_delivered_anew",),
-    ),
-)
-
-EXACTLY_ONCE: Final = (
-    Break(
-        name="removal-not-in-the-transaction",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_transaction.py",
-        old="missing = await self._translated(self._remove(connection, claims))",
-        new="missing = []",
-        tests=(_TRANSACTIONS + "test_effects_and_removal_are_committed_together",),
-    ),
-    Break(
-        name="removal-not-fenced",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_sql.py",
-        old=" AND m.vt = f.vt",
-        new="",
-        tests=(_TRANSACTIONS + "test_a_lost_lease_rolls_back",),
-    ),
-    Break(
-        name="lost-commit-not-looked-up",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_transaction.py",
-        old="return not await lane.fetch(",
-        new="return False and await lane.fetch(",
-        tests=(_TRANSACTIONS + "test_a_commit_whose_answer_is_lost_is_found_to_have_taken_place",),
-    ),
-    Break(
-        name="lock-without-a-bound",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_sql.py",
-        old="set_config('idle_in_transaction_session_timeout', $4::text, true)",
-        new="$4::text",
-        tests=(
-            _TRANSACTIONS
-            + "test_a_connection_that_goes_silent_before_the_commit_does_not_keep_the_message_locked",
-        ),
-    ),
-    Break(
-        name="no-keepalives",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_transaction.py",
-        old="connection.execute(_KEEPALIVES)",
-        new='connection.execute("")',
-        tests=(_TRANSACTIONS + "test_the_server_looks_after_the_client_of_a_transaction",),
-    ),
-    Break(
-        name="silent-statement-not-looked-after",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_transaction.py",
-        old="if not pooled:",
-        new="if False:",
-        tests=(_TRANSACTIONS + "test_a_handler_does_not_wait_for_ever_on_a_connection_that_went_silent",),
-    ),
-    Break(
-        name="removal-not-in-the-transaction-in-chaos",
-        promise="Exactly-once effects, on request",
-        file="pgmq/_transaction.py",
-        old="missing = await self._translated(self._remove(connection, claims))",
-        new="missing = []",
-        tests=("chaos/test_chaos.py::test_the_effects_of_transactional_handlers_happen_exactly_once",),
-        slow=True,
     ),
 )
 
@@ -366,11 +314,20 @@ BOUNDS: Final = (
 
 CHAOS: Final = (
     Break(
-        name="fence-by-id-alone",
+        name="ack-before-the-handler-in-chaos",
         promise="The chaos suite",
-        file="pgmq/_sql.py",
-        old=" AND m.read_ct = f.read_ct AND m.vt = f.vt",
-        new="",
+        file="delivery/_consumer.py",
+        old="claim.task = task = Task(",
+        new="self._settler.finish(claim)\n        claim.task = task = Task(",
+        tests=(_CHAOS + "[all faults]",),
+        slow=True,
+    ),
+    Break(
+        name="no-extensions-in-all-chaos",
+        promise="The chaos suite",
+        file="delivery/_keeper.py",
+        old="if claims:",
+        new="if claims := []:",
         tests=(_CHAOS + "[all faults]",),
         slow=True,
     ),
