@@ -243,6 +243,14 @@ CLEAN_STOP: Final = (
         file="delivery/_consumer.py",
         old="await self._stored()",
         new="pass",
+        tests=("unit/test_faulty_store.py::test_closing_waits_for_an_outcome_that_is_being_stored",),
+    ),
+    Break(
+        name="stopping-cancels-what-runs",
+        promise="Clean stop",
+        file="worker/_worker.py",
+        old="self._consumer.stop()",
+        new="self._consumer.stop()\n            [one.cancel() for one in self._running.values()]",
         tests=("unit/test_lifecycle.py::test_stopping_finishes_what_runs",),
     ),
     Break(

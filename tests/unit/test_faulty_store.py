@@ -206,6 +206,31 @@ async def test_an_ack_refused_while_closing_fails_the_worker() -> None:
         await asyncio.wait_for(worker.run(), PATIENCE)
 
 
+async def test_closing_waits_for_an_outcome_that_is_being_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FaultyBackend()
+    await backend.push(Email("ada"))
+    storing, release = asyncio.Event(), asyncio.Event()
+    store = backend.store.finish
+
+    async def finish(claims: Sequence[Claim]) -> Any:
+        storing.set()
+        await release.wait()
+        return await store(claims)
+
+    monkeypatch.setattr(backend.store, "finish", finish)
+    worker = build(backend, nothing)
+    run = asyncio.create_task(worker.run())
+    await asyncio.wait_for(storing.wait(), PATIENCE)
+    worker.stop()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not backend.store.closed
+    release.set()
+    await asyncio.wait_for(run, PATIENCE)
+
+    assert backend.messages == []
+
+
 async def test_a_refusal_while_closing_does_not_wait_for_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
