@@ -53,17 +53,17 @@ AT_LEAST_ONCE: Final = (
     Break(
         name="removals-do-not-wait-for-the-disk",
         promise="At least once",
-        file="pgmq/_store.py",
-        old="self._settling = Lane(source, config.queue",
-        new='self._settling = Lane(source, config.queue, settings={"synchronous_commit": "off"}',
+        file="pgmq/_pool.py",
+        old="self.settling = Lanes(self.source, size=size, settings=_PLANNING)",
+        new="self.settling = Lanes(self.source, size=size, settings=_CLAIMING)",
         tests=(_DELIVERY + "test_what_sends_and_what_removes_waits_for_the_disk",),
     ),
     Break(
         name="pushes-do-not-wait-for-the-disk",
         promise="At least once",
-        file="pgmq/_backend.py",
-        old="self._lane = Lane(self._source, self._config.queue",
-        new='self._lane = Lane(self._source, self._config.queue, settings={"synchronous_commit": "off"}',
+        file="pgmq/_pool.py",
+        old="self.sending = Lanes(self.source, size=size",
+        new="self.sending = Lanes(self.source, size=size, settings=_CLAIMING",
         tests=(_DELIVERY + "test_what_sends_and_what_removes_waits_for_the_disk",),
     ),
 )

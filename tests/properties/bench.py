@@ -101,10 +101,10 @@ class PgMqBench:
         self.run(self._dead.setup())
         self._db = self.run(_connect(url))
         self.stores: list[Store] = [
-            PgMqStore(self._backend._source, config, self._backend._ready) for _ in range(STORES)
+            PgMqStore(self._backend._pool, config, self._backend._ready) for _ in range(STORES)
         ]
         for store in self.stores:
-            self.run(store.open())
+            self.run(store.open(lambda: None, lambda: 0.0))
 
     def run(self, call: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(call)

@@ -87,7 +87,7 @@ class Machine(RuleBasedStateMachine):
     @rule(worker=WORKER, limit=st.integers(1, 4))
     def claim(self, worker: int, limit: int) -> None:
         before = self.bench.rows()
-        claims = self.bench.run(self.bench.stores[worker].claim(limit))
+        claims = self.bench.run(self.bench.stores[worker].claim(limit)).claims
         visible = sorted(row.vt for row in before.values() if row.is_visible)
         assert len(claims) == min(limit, len(visible))
         # Oldest first.

@@ -12,7 +12,7 @@ from typing import Any
 
 from apalis_pgmq import BackendUnavailableError, Config, Event, MemoryBackend, TaskId, Worker, WorkerBuilder
 from apalis_pgmq.core import ApalisError
-from apalis_pgmq.delivery import Burial, Claim, GiveBack, QueueConsumer
+from apalis_pgmq.delivery import Burial, Claim, Claimed, GiveBack, QueueConsumer
 from apalis_pgmq.memory._store import MemoryStore
 
 PATIENCE = 20.0
@@ -134,13 +134,13 @@ class FaultyStore(MemoryStore):
             raise self.after[name].popleft()
         return result
 
-    async def open(self) -> None:
+    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
         await self._carry_out("open", super().open)
 
     async def close(self) -> None:
         self.closed = True
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(self, limit: int) -> Claimed:
         inner = super().claim
         return await self._carry_out("claim", lambda: inner(limit))
 

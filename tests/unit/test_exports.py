@@ -47,6 +47,7 @@ PUBLIC = [
     "PgMqError",
     "PgMqNotInstalledError",
     "PgMqPermissionError",
+    "PgMqPool",
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",

@@ -3,12 +3,13 @@
 from ._backend import QueueBackend, encode_headers
 from ._consumer import QueueConsumer
 from ._outage import Backoff
-from ._store import Burial, Claim, GiveBack, Store
+from ._store import Burial, Claim, Claimed, GiveBack, Store
 
 __all__ = [
     "Backoff",
     "Burial",
     "Claim",
+    "Claimed",
     "GiveBack",
     "QueueBackend",
     "QueueConsumer",

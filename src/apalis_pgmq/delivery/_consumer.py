@@ -101,7 +101,6 @@ class QueueConsumer(Consumer[T]):
             held=self._held.__len__,
             receive=self._receive,
             on_empty=self._on_empty,
-            poll_interval=config.poll_interval.total_seconds(),
             outage=self._outage,
         )
         self._keeper = LeaseKeeper(
@@ -278,7 +277,7 @@ class QueueConsumer(Consumer[T]):
         backoff = Backoff()
         while not self._stopping:
             try:
-                await self._store.open()
+                await self._store.open(self._fetcher.poke, self._demand.load)
             except BackendUnavailableError as error:
                 self._outage.begins("opening", error)
                 await self._fetcher.back_off(backoff.delay())

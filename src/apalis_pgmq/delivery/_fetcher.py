@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Fetcher:
     """The part of a consumer that claims.
 
-    It asks again at once as long as messages come, and after ``poll_interval`` seconds, or when poked,
-    once the queue is empty.
+    It asks again at once as long as messages come; otherwise when the store said that it is time, or when
+    poked.
 
     Args:
         store: where to claim.
@@ -30,7 +30,6 @@ class Fetcher:
         held: says how many claims are not settled yet.
         receive: is given what was claimed.
         on_empty: is called whenever the queue had nothing.
-        poll_interval: seconds.
         outage: shared by the parts of a consumer.
     """
 
@@ -43,7 +42,6 @@ class Fetcher:
         held: Callable[[], int],
         receive: Callable[[Sequence[Claim]], None],
         on_empty: Callable[[], None],
-        poll_interval: float,
         outage: Outage,
     ) -> None:
         self._store = store
@@ -52,7 +50,6 @@ class Fetcher:
         self._held = held
         self._receive = receive
         self._on_empty = on_empty
-        self._poll_interval = poll_interval
         self._outage = outage
         self._stopping = False
         self._room = asyncio.Event()
@@ -84,7 +81,7 @@ class Fetcher:
             # Cleared before asking: what is sent while we ask is not missed.
             self._poked.clear()
             try:
-                claims = await self._store.claim(limit)
+                claimed = await self._store.claim(limit)
             except BackendUnavailableError as error:
                 self._outage.begins("fetcher", error)
                 await self.back_off(backoff.delay())
@@ -92,11 +89,12 @@ class Fetcher:
             self._outage.is_over("fetcher")
             backoff.reset()
             self._demand.claimed()
-            if claims:
-                self._receive(claims)
+            if claimed.claims:
+                self._receive(claimed.claims)
             else:
                 self._on_empty()
-                await self.pause(self._poll_interval)
+            if claimed.rest is not None:
+                await self.pause(claimed.rest)
 
     async def back_off(self, seconds: float) -> None:
         """Wait that long, or until stopped or poked anew: an older poke must not make us hurry."""

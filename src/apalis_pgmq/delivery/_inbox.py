@@ -102,6 +102,10 @@ class Demand:
         """How few buffered messages make it worth claiming again."""
         return self._ahead // 2
 
+    def load(self) -> float:
+        """Return how many of the handlers are at work, as a share."""
+        return min(self.running / self.capacity, 1.0) if self.capacity > 0 else 1.0
+
     def take(self) -> None:
         """Count a message that a handler took."""
         self._taken += 1

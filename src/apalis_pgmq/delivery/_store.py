@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from collections.abc import Set as AbstractSet
     from datetime import datetime, timedelta
 
@@ -52,6 +52,20 @@ class Claim:
 
 
 @dataclass(slots=True, eq=False)
+class Claimed:
+    """What came of a claim.
+
+    Attributes:
+        claims: the messages.
+        rest: seconds for which there will be nothing more to claim, unless the store wakes us; None: ask
+            again as soon as there is room.
+    """
+
+    claims: list[Claim]
+    rest: float | None = None
+
+
+@dataclass(slots=True, eq=False)
 class GiveBack:
     """A claim to make visible again: after ``delay``, its read count lowered by ``refund`` (0 or 1)."""
 
@@ -79,15 +93,21 @@ class Store(Protocol):
     carried out. Any other error is final.
     """
 
-    async def open(self) -> None:
-        """Connect, and make sure that the queue is there."""
+    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
+        """Connect, and make sure that the queue is there.
+
+        Args:
+            wake: to be called when messages may have come, until the store is closed.
+            load: returns how busy the consumer is, from 0 to 1: of several that could be woken for one message,
+                an idle one is to be preferred.
+        """
         ...
 
     async def close(self) -> None:
         """Let go of every connection."""
         ...
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(self, limit: int) -> Claimed:
         """Lease up to ``limit`` visible messages, oldest first, each for the visibility timeout."""
         ...
 

@@ -11,10 +11,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from apalis_pgmq.core import TaskId, dead_letter_headers, headers_of
-from apalis_pgmq.delivery import Claim
+from apalis_pgmq.delivery import Claim, Claimed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from apalis_pgmq.core import Config
@@ -100,13 +100,13 @@ class MemoryStore:
         self._queue = queue
         self._timeout = queue.config.visibility_timeout
 
-    async def open(self) -> None:
+    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
         """Nothing to open."""
 
     async def close(self) -> None:
         """Nothing to close."""
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(self, limit: int) -> Claimed:
         """Lease visible messages."""
         expires = monotonic() + self._timeout.total_seconds()
         claims = []
@@ -124,7 +124,7 @@ class MemoryStore:
                     message.enqueued_at,
                 )
             )
-        return claims
+        return Claimed(claims, None if claims else self._queue.config.poll_interval.total_seconds())
 
     async def extend(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Lease the claims for a whole visibility timeout from now."""

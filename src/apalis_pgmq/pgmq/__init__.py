@@ -10,6 +10,7 @@ from ._errors import (
     PgMqUnavailableError,
     PgMqVersionError,
 )
+from ._pool import PgMqPool
 from ._queues import create_queue, drop_queue, queue_length
 from ._transaction import Transaction
 
@@ -19,6 +20,7 @@ __all__ = [
     "PgMqError",
     "PgMqNotInstalledError",
     "PgMqPermissionError",
+    "PgMqPool",
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-import asyncpg
-
 from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import Config, ConfigError, duration
 from apalis_pgmq.delivery import QueueBackend, encode_headers
 
-from ._connect import Lane, PoolSource, UrlSource
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
+from ._pool import PgMqPool
 from ._setup import ensure_queue
 from ._sink import Sink
 from ._sql import Statements
@@ -24,10 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    import asyncpg
+
     from apalis_pgmq.core import Codec, DeadLetter, Duration, Task, TaskId
     from apalis_pgmq.delivery import QueueConsumer
 
-    from ._connect import Connection, Source
+    from ._connect import Connection
 
 T = TypeVar("T")
 
@@ -46,9 +46,10 @@ class PgMqBackend(QueueBackend[T]):
 
     Args:
         url_or_pool: a ``postgres://`` or ``postgresql://`` URL (several hosts and TLS options as in
-            libpq), or an `asyncpg.Pool`, which stays the caller's to close. A running worker holds two
-            of the pool's connections, each running handler with a `Transaction` one more, and a push takes
-            one for a moment.
+            libpq); a `PgMqPool`, which several backends share; or an `asyncpg.Pool`. Pools stay the caller's
+            to close. A running worker holds three of an asyncpg pool's connections (two, and hears of nothing,
+            if there are no more), each running handler with a `Transaction` one more, and a push takes one
+            for a moment.
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
@@ -65,7 +66,7 @@ class PgMqBackend(QueueBackend[T]):
     @overload
     def __init__(
         self,
-        url_or_pool: str | asyncpg.Pool[Any],
+        url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         queue_or_config: str | Config,
         message_type: type[T],
         *,
@@ -75,7 +76,7 @@ class PgMqBackend(QueueBackend[T]):
     @overload
     def __init__(
         self,
-        url_or_pool: str | asyncpg.Pool[Any],
+        url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         queue_or_config: str | Config,
         message_type: Any,
         *,
@@ -84,7 +85,7 @@ class PgMqBackend(QueueBackend[T]):
     ) -> None: ...
     def __init__(
         self,
-        url_or_pool: str | asyncpg.Pool[Any],
+        url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         queue_or_config: str | Config,
         message_type: Any,
         *,
@@ -94,23 +95,22 @@ class PgMqBackend(QueueBackend[T]):
         super().__init__(
             Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
         )
-        self._source: Source
-        if isinstance(url_or_pool, str):
-            self._source = UrlSource(url_or_pool, prepared_statements=prepared_statements)
-        elif isinstance(url_or_pool, asyncpg.Pool):
-            self._source = PoolSource(url_or_pool)
+        self._owns_pool = not isinstance(url_or_pool, PgMqPool)
+        if isinstance(url_or_pool, PgMqPool):
+            if prepared_statements is not None:
+                raise ConfigError("prepared_statements is for the PgMqPool: give it there")
+            self._pool = url_or_pool
         else:
-            raise ConfigError(f"a database URL or an asyncpg.Pool is needed, not {url_or_pool!r}")
-        # A connection of the program's own pool is not kept from it for the sake of a push now and then.
-        self._lane = Lane(self._source, self._config.queue, hold=not isinstance(self._source, PoolSource))
+            self._pool = PgMqPool(url_or_pool, prepared_statements=prepared_statements)
+        self._lane = self._pool.sending.lane(self._config.queue)
         self._sink = Sink(self._lane, self._ready)
-        self._transactions = Transactions(self._source, self._config, self._ready)
+        self._transactions = Transactions(self._pool.source, self._config, self._ready)
         self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None
         self._setup_lock = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<PgMqBackend {self._config.queue!r} on {self._source.address}>"
+        return f"<PgMqBackend {self._config.queue!r} on {self._pool.source.address}>"
 
     async def __aenter__(self) -> Self:
         try:
@@ -148,6 +148,8 @@ class PgMqBackend(QueueBackend[T]):
         """Send what is waiting and close the connections; a later use opens new ones."""
         await self._sink.close()
         await self._transactions.close()
+        if self._owns_pool:
+            await self._pool.close()
 
     async def push(
         self,
@@ -273,15 +275,17 @@ class PgMqBackend(QueueBackend[T]):
         if self._statements is None:
             async with self._setup_lock:
                 if self._statements is None:
+                    found = await ensure_queue(self._lane, self._config.queue)
                     self._statements = Statements.of(
                         self._config.queue,
                         self._config.dead_letter_queue,
-                        has_last_read_at=await ensure_queue(self._lane, self._config.queue),
+                        has_last_read_at=found.has_last_read_at,
+                        is_announced=found.is_announced,
                     )
         return self._statements
 
     def _store(self) -> PgMqStore:
-        return PgMqStore(self._source, self._config, self._ready)
+        return PgMqStore(self._pool, self._config, self._ready)
 
     async def _send(
         self,

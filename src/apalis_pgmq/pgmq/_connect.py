@@ -1,10 +1,9 @@
-"""Connections: where they come from, and lanes, which hold one for good."""
+"""Where connections come from."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -12,16 +11,13 @@ import asyncpg
 
 from apalis_pgmq.core import ConfigError
 
-from ._errors import DRIVER_ERRORS, translate
+from ._errors import DRIVER_ERRORS
 from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
     from typing import TypeAlias
 
     from asyncpg.pool import PoolConnectionProxy
-
-    from apalis_pgmq.core import ApalisError
 
     Connection: TypeAlias = asyncpg.Connection[Any] | PoolConnectionProxy[Any]
 
@@ -30,6 +26,8 @@ _STATEMENT_TIMEOUT: Final = 15.0
 """Seconds after which a statement counts as lost, and its connection as broken: a socket that goes
 silent is found out within this time."""
 _RELEASE_TIMEOUT: Final = 2.0
+_HELD_BY_A_WORKER: Final = 2
+"""Connections of a given pool, one to claim and one to settle; a third one listens."""
 
 
 def statement_seconds() -> float:
@@ -53,6 +51,11 @@ class Source(Protocol):
     @property
     def prepared_statements(self) -> bool | None:
         """Whether prepared statements survive from one use to the next; None: depends on the connection."""
+        ...
+
+    @property
+    def may_listen(self) -> bool:
+        """Whether there is a connection to spare for listening."""
         ...
 
     async def connect(self) -> Connection:
@@ -93,6 +96,7 @@ class UrlSource:
                 "the database URL cannot be read: write '/', '?', '#' and '@' in its password as %2F, %3F, %23, %40"
             )
         self._url = url
+        self.may_listen = True
         self.prepared_statements = prepared_statements
         hosts = parts.netloc.rpartition("@")[2] or "localhost"
         self.address = f"PostgreSQL at {hosts}{parts.path}"
@@ -141,6 +145,7 @@ class PoolSource:
 
     def __init__(self, pool: asyncpg.Pool[Any]) -> None:
         self._pool = pool
+        self.may_listen = pool.get_max_size() > _HELD_BY_A_WORKER
         self.address = "PostgreSQL behind the given pool"
 
     async def connect(self) -> Connection:
@@ -150,7 +155,7 @@ class PoolSource:
         except TimeoutError as error:
             raise TimeoutError(
                 f"the given pool had no free connection for {_CONNECT_TIMEOUT:g} s; "
-                f"a running worker holds two of its {self._pool.get_max_size()}: raise its max_size"
+                f"a running worker holds two or three of its {self._pool.get_max_size()}: raise its max_size"
             ) from error
         return connection
 
@@ -170,108 +175,3 @@ async def is_pooled(connection: Connection) -> bool:
     """
     tag = await connection.execute(f"SELECT WHERE pg_backend_pid() = {connection.get_server_pid():d}")
     return tag != "SELECT 1"
-
-
-class Lane:
-    """One connection, held for good and used by one statement at a time.
-
-    Checking a connection out of a pool for each statement would cost several statements more. A broken
-    connection is replaced at the next use.
-
-    Args:
-        source: where the connection comes from.
-        queue: for error texts.
-        settings: run-time parameters to set on the connection; not behind a pooler, where they would
-            reach whoever uses the server connection next.
-        hold: False gives the connection back after each use.
-        longest: seconds that a statement may take, a connection included if one is needed, where 15 are too
-            many.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        queue: str,
-        *,
-        settings: Mapping[str, str] | None = None,
-        hold: bool = True,
-        longest: float = math.inf,
-    ) -> None:
-        self._source = source
-        self._queue = queue
-        self._settings = settings or {}
-        self._hold = hold
-        self._longest = longest
-        self._connection: Connection | None = None
-        self._needs_transactions = False
-        self._lock = asyncio.Lock()
-
-    async def fetch(self, sql: str, *arguments: object) -> list[Any]:
-        """Carry out one statement and return its rows, as asyncpg records.
-
-        Raises:
-            PgMqUnavailableError: it may or may not have been carried out.
-            PgMqError: it was refused.
-        """
-        async with self.connection() as connection:
-            return await connection.fetch(sql, *arguments)
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection]:
-        """Have the connection to oneself for the time that a statement may take, to send statements.
-
-        The driver's errors are translated on the way out.
-        """
-        async with self._lock:
-            try:
-                async with statement_timeout(self._longest), AsyncExitStack() as stack:
-                    connection = await self._connect()
-                    if self._needs_transactions:
-                        # Keeps a statement's preparation and execution on one server connection.
-                        await stack.enter_async_context(connection.transaction())
-                    yield connection
-            except DRIVER_ERRORS as error:
-                # Not an answer of the server: the connection is in a state that nobody knows. Or one that is
-                # read-only, which sessions stay that began so: another may be in a better place.
-                if not isinstance(error, asyncpg.PostgresError) or isinstance(
-                    error, asyncpg.ReadOnlySQLTransactionError
-                ):
-                    await self._drop(broken=True)
-                raise self.translate(error) from error
-            finally:
-                if not self._hold:
-                    await self._drop()
-
-    def translate(self, error: Exception) -> ApalisError:
-        """Return what to raise for an error of the driver."""
-        return translate(error, server=self._source.address, queue=self._queue)
-
-    async def close(self) -> None:
-        """Let go of the connection."""
-        async with self._lock:
-            await self._drop()
-
-    async def _connect(self) -> Connection:
-        if self._connection is not None and self._connection.is_closed():
-            await self._drop()
-        if self._connection is None:
-            connection = await self._source.connect()
-            try:
-                pooled = await is_pooled(connection)
-                if not pooled:
-                    for name, value in self._settings.items():
-                        await connection.execute(f"SET {name} = {value}")
-            except BaseException:
-                connection.terminate()
-                await self._source.release(connection)
-                raise
-            self._needs_transactions = pooled and not self._source.prepared_statements
-            self._connection = connection
-        return self._connection
-
-    async def _drop(self, *, broken: bool = False) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if broken:
-                connection.terminate()
-            await self._source.release(connection)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from apalis_pgmq.core import Config
 
-    from ._connect import Lane
+    from ._lanes import Lane
     from ._sql import Statements
 
 _BEFORE_ALL: Final = TaskId(-(2**63))

@@ -5,20 +5,30 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from ._connect import Lane, UrlSource
-from ._setup import ensure_queue
-from ._sql import INSPECT, SCHEMA, queue_table, quote
+from ._connect import UrlSource
+from ._lanes import Lanes
+from ._setup import announce_inserts, ensure_queue
+from ._sql import INSPECT, SCHEMA, autovacuum, queue_table, quote
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from ._lanes import Lane
+
 _DROP_QUEUE: Final = "SELECT pgmq.drop_queue($1::text)"
 
 
-async def create_queue(url: str, queue: str) -> bool:
+async def create_queue(url: str, queue: str, *, notify: bool = True, tune: bool = False) -> bool:
     """Make sure that PGMQ and the queue are there, as `PgMqBackend.setup` does.
 
     Any name that PGMQ takes will do, a dead-letter queue's among them.
+
+    Args:
+        url: the database.
+        queue: the queue's name.
+        notify: whether to have every insert into the queue announced, by a trigger, also if the queue was
+            there before. Workers then need not poll it. False leaves a queue that is there as it is.
+        tune: whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.
 
     Returns:
         Whether the queue was made; False if it was there before.
@@ -29,7 +39,12 @@ async def create_queue(url: str, queue: str) -> bool:
     """
     async with _lane(url, queue) as lane:
         [found] = await lane.fetch(INSPECT, queue_table(queue))
-        await ensure_queue(lane, queue)
+        await ensure_queue(lane, queue, notify=notify)
+        async with lane.connection() as connection:
+            if notify:
+                await announce_inserts(connection, queue)
+            if tune:
+                await connection.execute(autovacuum(queue))
         return not found["has_queue"]
 
 
@@ -65,7 +80,7 @@ async def queue_length(url: str, queue: str) -> int:
 
 @asynccontextmanager
 async def _lane(url: str, queue: str) -> AsyncGenerator[Lane]:
-    lane = Lane(UrlSource(url, prepared_statements=None), queue)
+    lane = Lanes(UrlSource(url, prepared_statements=None)).lane(queue)
     try:
         yield lane
     finally:

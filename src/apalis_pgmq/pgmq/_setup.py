@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from ._errors import PgMqError, PgMqNotInstalledError, PgMqPermissionError, PgMqVersionError
-from ._sql import CREATE_EXTENSION, CREATE_QUEUE, INSPECT, SETUP_LOCK, queue_table
+from ._sql import (
+    CREATE_EXTENSION,
+    CREATE_QUEUE,
+    INSPECT,
+    NOTIFY_FUNCTION,
+    SETUP_LOCK,
+    insert_channel,
+    notify_trigger,
+    queue_table,
+)
 
 if TYPE_CHECKING:
-    from ._connect import Connection, Lane
+    from ._connect import Connection
+    from ._lanes import Lane
 
 logger = logging.getLogger("apalis_pgmq")
 
@@ -23,11 +34,25 @@ _INSTALL_HINT = (
 )
 
 
-async def ensure_queue(lane: Lane, queue: str) -> bool:
-    """Make sure that PGMQ and the queue are there; return whether its tables have ``last_read_at``.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a queue's tables are like.
+
+    Attributes:
+        has_last_read_at: whether they have that column (PGMQ 1.10 and later).
+        is_announced: whether a trigger of ours announces every insert.
+    """
+
+    has_last_read_at: bool
+    is_announced: bool
+
+
+async def ensure_queue(lane: Lane, queue: str, *, notify: bool = True) -> Found:
+    """Make sure that PGMQ and the queue are there.
 
     Where both are there, this is one query of the catalogues. Otherwise PGMQ is installed, as an
-    extension or from the SQL of the ``pgmq`` package, and the queue created, under an advisory lock.
+    extension or from the SQL of the ``pgmq`` package, and the queue created, under an advisory lock. Unless
+    ``notify`` is False, a new queue is given the trigger that announces inserts, if the role may do that.
 
     Raises:
         PgMqNotInstalledError: PGMQ is not there and can be had neither way.
@@ -39,14 +64,22 @@ async def ensure_queue(lane: Lane, queue: str) -> bool:
         found = await _inspect(connection, queue)
         if not found["has_queue"]:
             try:
-                found = await _create(connection, queue)
+                found = await _create(connection, queue, notify=notify)
             except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
                 # Somebody who does not know our lock was faster.
                 found = await _inspect(connection, queue)
-    return bool(found["has_last_read_at"])
+    return Found(bool(found["has_last_read_at"]), bool(found["is_announced"]))
 
 
-async def _create(connection: Connection, queue: str) -> asyncpg.Record:
+async def announce_inserts(connection: Connection, queue: str) -> None:
+    """Give a queue the trigger that announces every insert, unless it has it."""
+    async with connection.transaction():
+        await connection.execute(SETUP_LOCK)
+        if not (await _inspect(connection, queue))["is_announced"]:
+            await _add_trigger(connection, queue)
+
+
+async def _create(connection: Connection, queue: str, *, notify: bool) -> asyncpg.Record:
     async with connection.transaction():
         await connection.execute(SETUP_LOCK)
         found = await _inspect(connection, queue)
@@ -61,7 +94,28 @@ async def _create(connection: Connection, queue: str) -> asyncpg.Record:
                     f"may, with 'apalis-pgmq setup' or SELECT pgmq.create('{queue}')"
                 ) from error
             logger.info("created queue %s", queue, extra={"queue": queue})
+            if notify:
+                await _try_to_add_trigger(connection, queue)
         return await _inspect(connection, queue)
+
+
+async def _try_to_add_trigger(connection: Connection, queue: str) -> None:
+    try:
+        async with connection.transaction():
+            await _add_trigger(connection, queue)
+    except asyncpg.InsufficientPrivilegeError as error:
+        logger.info(
+            "queue %s does not announce its messages and is polled instead: %s",
+            queue,
+            error,
+            extra={"queue": queue},
+        )
+
+
+async def _add_trigger(connection: Connection, queue: str) -> None:
+    if insert_channel(queue) is not None:
+        await connection.execute(NOTIFY_FUNCTION)
+        await connection.execute(notify_trigger(queue))
 
 
 async def _install(connection: Connection, *, is_available: bool) -> None:

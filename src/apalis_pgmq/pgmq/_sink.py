@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from datetime import timedelta
 
-    from ._connect import Connection, Lane
+    from ._connect import Connection
+    from ._lanes import Lane
     from ._sql import Statements
 
 _LARGEST_STATEMENT: Final = 10_000
@@ -87,10 +88,9 @@ class Sink:
         return sorted(TaskId(row[0]) for row in rows)
 
     async def close(self) -> None:
-        """Send what is waiting, then let go of the connection."""
+        """Send what is waiting."""
         if self._sender is not None:
             await asyncio.wait([self._sender])
-        await self._lane.close()
 
     async def _send_waiting(self) -> None:
         try:

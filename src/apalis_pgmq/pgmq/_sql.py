@@ -31,6 +31,11 @@ SELECT
         WHERE c.relnamespace = n.oid AND c.relname = $1::text AND a.attname = 'last_read_at'
           AND NOT a.attisdropped
     ) AS has_last_read_at,
+    EXISTS (
+        SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+        WHERE c.relnamespace = n.oid AND c.relname = $1::text
+          AND t.tgname = 'apalis_pgmq_notify' AND t.tgenabled IN ('O', 'A')
+    ) AS is_announced,
     EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgmq') AS is_available
 FROM (VALUES (1)) AS one LEFT JOIN pg_namespace AS n ON n.nspname = 'pgmq'
 """
@@ -40,9 +45,41 @@ everybody may."""
 SETUP_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('apalis-pgmq setup', 0))"
 SESSION: Final = "SELECT state, state_change FROM pg_stat_activity WHERE pid = $1::int"
 """What a session is at, by its process id; whose it is may see it."""
+ANNOUNCED: Final = """
+SELECT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
+WHERE c.relnamespace = 'pgmq'::regnamespace AND c.relname = ANY ($1::text[])
+  AND t.tgname = 'apalis_pgmq_notify' AND t.tgenabled IN ('O', 'A')
+"""
+"""Which of these tables announce every insert."""
+
+RANK: Final = """
+SELECT (
+    SELECT n FROM generate_series(0, $2::int - 1) AS n
+    WHERE CASE WHEN n = ANY ($3::int[]) THEN false ELSE pg_try_advisory_lock($1::int, n) END
+    LIMIT 1
+), pg_notify($4::text, 'here')
+"""
+"""Take the lowest free number below ``$2``, as an advisory lock of the session, which holds ``$3`` already."""
+UNRANK: Final = "SELECT pg_advisory_unlock($1::int, $2::int)"
+
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
+NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
 
+NOTIFY_FUNCTION: Final = """
+CREATE OR REPLACE FUNCTION pgmq.apalis_pgmq_notify() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.pg_notify(
+        'pgmq.' || TG_TABLE_NAME || '.INSERT', pg_catalog.pg_current_xact_id()::pg_catalog.text
+    );
+    RETURN NULL;
+END $$
+"""
+"""Announces inserts as PGMQ's own trigger does, but once per statement and without waiting for anybody. PGMQ's
+updates a row that all senders of a queue share, for each message."""
+
+_LONGEST_CHANNEL: Final = 63
+"""PostgreSQL's bound, in bytes."""
 _FENCE: Final = "m.msg_id = f.msg_id AND m.read_ct = f.read_ct AND m.vt = f.vt"
 _FENCE_ARRAYS: Final = "$1::bigint[], $2::int[], $3::timestamptz[]"
 
@@ -62,22 +99,64 @@ def archive_table(queue: str) -> str:
     return f"a_{queue}".lower()
 
 
+def insert_channel(queue: str) -> str | None:
+    """Return the channel on which inserts are announced, PGMQ's own; None if PostgreSQL took no such name."""
+    channel = f"{SCHEMA}.{queue_table(queue)}.INSERT"
+    return channel if len(channel.encode()) <= _LONGEST_CHANNEL else None
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def notify_trigger(queue: str) -> str:
+    """Return the statements that have every insert into a queue announced."""
+    table = f"{SCHEMA}.{quote(queue_table(queue))}"
+    return f"""
+        DROP TRIGGER IF EXISTS {NOTIFY_TRIGGER} ON {table};
+        CREATE TRIGGER {NOTIFY_TRIGGER} AFTER INSERT ON {table}
+        FOR EACH STATEMENT EXECUTE FUNCTION pgmq.apalis_pgmq_notify()
+    """
+
+
+def autovacuum(queue: str) -> str:
+    """Return the statement that has a queue's table vacuumed as often as a queue needs it.
+
+    PostgreSQL's defaults wait for a fifth of a table to be dead, and for a pause after each few pages.
+    """
+    return f"""
+        ALTER TABLE {SCHEMA}.{quote(queue_table(queue))} SET (
+            autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
+            autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
+            autovacuum_vacuum_cost_delay = 0
+        )
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Statements:
     """The statements for one queue.
 
     Attributes:
-        claim: ``$1`` how many, ``$2`` for how long; oldest visibility first.
+        claim: ``$1`` how many, ``$2`` for how long, ``$3`` visible since when; oldest visibility first. Returns
+            when each was visible since as well.
+        claim_rest: the same, and a last row with, in its last column, in how many seconds the next message is
+            due, looked for ``$4`` seconds ahead. If there are fewer messages than asked for, ``$5`` being
+            a channel, the others are told so.
+        late: whether there is a visible message of before ``$1``, and since when.
         extend: fence, ``$4`` the new ``vt`` of each.
         delete: fence.
         archive: fence.
-        give_back: fence, ``$4`` the delay of each, ``$5`` what to take off its read count.
+        give_back: fence, ``$4`` the delay of each, ``$5`` what to take off its read count. Announces them, as
+            no trigger does.
         bury: fence, ``$4`` for each an object of headers to add; moves to the dead-letter queue.
         bury_in_archive: the same, moves to the archive.
         delete_last, archive_last: fence, ``$4`` milliseconds; as the last statement of a transaction whose commit
             must follow within that time.
         present: ``$1`` ids.
-        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted.
+        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted. Announces the
+            messages, unless the queue's trigger does.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -87,6 +166,8 @@ class Statements:
     """
 
     claim: str
+    claim_rest: str
+    late: str
     extend: str
     delete: str
     archive: str
@@ -104,17 +185,24 @@ class Statements:
     purge_dead_letters: str
 
     @classmethod
-    def of(cls, queue: str, dead_letter_queue: str, *, has_last_read_at: bool) -> Statements:
+    def of(
+        cls, queue: str, dead_letter_queue: str, *, has_last_read_at: bool, is_announced: bool
+    ) -> Statements:
         """Return the statements for a queue.
 
         Args:
             queue: its name.
             dead_letter_queue: the name of the queue for what is given up.
             has_last_read_at: whether its tables have that column (PGMQ 1.10 and later).
+            is_announced: whether a trigger announces every insert.
         """
         q = f"{SCHEMA}.{quote(queue_table(queue))}"
         a = f"{SCHEMA}.{quote(archive_table(queue))}"
         dead = f"{SCHEMA}.{quote(queue_table(dead_letter_queue))}"
+        channel = insert_channel(queue)
+        announcement = (
+            "true" if channel is None else f"pg_notify({literal(channel)}, pg_current_xact_id()::text)"
+        )
         read_at = ", last_read_at = now()" if has_last_read_at else ""
         columns = ["msg_id", "read_ct", "enqueued_at", "vt", "message", "headers"]
         if has_last_read_at:
@@ -154,6 +242,21 @@ class Statements:
                 SELECT msg_id FROM back
             """
 
+        # Ordered by vt alone: the index on it serves both the filter and the order, however many delayed
+        # messages there are. `now()` is stable, as an index condition must be.
+        next_ones = f"""
+            next AS (
+                SELECT msg_id, vt FROM {q} WHERE vt >= $3::timestamptz AND vt <= now()
+                ORDER BY vt LIMIT $1::int FOR UPDATE SKIP LOCKED
+            )
+        """
+        lease = f"""
+            UPDATE {q} AS m SET vt = now() + $2::interval, read_ct = m.read_ct + 1{read_at}
+            FROM next WHERE m.msg_id = next.msg_id
+            RETURNING m.msg_id, m.read_ct, m.vt, m.message::text AS message, m.headers::text AS headers,
+                m.enqueued_at, next.vt AS since
+        """
+
         delete = f"""
             DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
             WHERE {_FENCE} RETURNING m.msg_id
@@ -165,6 +268,18 @@ class Statements:
             )
         """
         into_archive = f"INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id"
+        # The messages of one statement are visible one microsecond after the other, the last one now: so they are
+        # claimed in their order, and a claim can begin in the midst of them.
+        insert = f"""
+            INSERT INTO {q} (vt, message, headers)
+            SELECT
+                now() + m.delay - make_interval(secs => (cardinality($1::text[]) - m.position) / 1e6),
+                m.message::jsonb, m.headers::jsonb
+            FROM unnest($1::text[], $2::text[], $3::interval[])
+                WITH ORDINALITY AS m (message, headers, delay, position)
+            ORDER BY m.position
+            RETURNING msg_id
+        """
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
         # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
         bound = """
@@ -174,17 +289,22 @@ class Statements:
         """
 
         return cls(
-            # Ordered by vt alone: the index on it serves both the filter and the order, however many
-            # delayed messages there are. `now()` is stable, as an index condition must be.
-            claim=f"""
-                WITH next AS (
-                    SELECT msg_id FROM {q}
-                    WHERE vt <= now() ORDER BY vt LIMIT $1::int FOR UPDATE SKIP LOCKED
+            claim=f"WITH {next_ones} {lease}",
+            claim_rest=f"""
+                WITH {next_ones}, claimed AS ({lease}), told AS MATERIALIZED (
+                    SELECT pg_notify($5::text, 'drained ' || pg_current_snapshot()::text)
+                    WHERE $5::text IS NOT NULL AND (SELECT count(*) FROM next) < $1::int
+                      AND length(pg_current_snapshot()::text) < 7000
                 )
-                UPDATE {q} AS m SET vt = now() + $2::interval, read_ct = m.read_ct + 1{read_at}
-                FROM next WHERE m.msg_id = next.msg_id
-                RETURNING m.msg_id, m.read_ct, m.vt, m.message::text, m.headers::text, m.enqueued_at
+                SELECT *, NULL::float8 FROM claimed
+                UNION ALL
+                SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, (
+                    SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
+                    WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
+                    ORDER BY vt LIMIT 1
+                ) FROM (SELECT count(*) FROM told) AS told
             """,
+            late=f"SELECT vt FROM {q} WHERE vt < $1::timestamptz ORDER BY vt LIMIT 1",
             # A lease that would be over already, since our clock stood still, is no lease.
             extend=f"""
                 UPDATE {q} AS m SET vt = f.new_vt
@@ -196,10 +316,13 @@ class Statements:
             delete_last=f"WITH {bound}, removed AS ({delete}) SELECT msg_id FROM removed, bound",
             archive_last=f"WITH {bound}, {gone}, removed AS ({into_archive}) SELECT msg_id FROM removed, bound",
             give_back=f"""
-                UPDATE {q} AS m SET vt = now() + f.delay, read_ct = m.read_ct - f.refund
-                FROM unnest({_FENCE_ARRAYS}, $4::interval[], $5::int[])
-                    AS f (msg_id, read_ct, vt, delay, refund)
-                WHERE {_FENCE} RETURNING m.msg_id
+                WITH back AS (
+                    UPDATE {q} AS m SET vt = now() + f.delay, read_ct = m.read_ct - f.refund
+                    FROM unnest({_FENCE_ARRAYS}, $4::interval[], $5::int[])
+                        AS f (msg_id, read_ct, vt, delay, refund)
+                    WHERE {_FENCE} RETURNING m.msg_id
+                ), told AS MATERIALIZED (SELECT {announcement})
+                SELECT msg_id FROM back, told
             """,
             bury=f"""
                 WITH dead AS (
@@ -224,13 +347,11 @@ class Statements:
             """,
             # Waits for a statement of ours that may still be running although its connection is gone.
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
-            insert=f"""
-                INSERT INTO {q} (vt, message, headers)
-                SELECT now() + m.delay, m.message::jsonb, m.headers::jsonb
-                FROM unnest($1::text[], $2::text[], $3::interval[])
-                    WITH ORDINALITY AS m (message, headers, delay, position)
-                ORDER BY m.position
-                RETURNING msg_id
+            insert=insert
+            if is_announced
+            else f"""
+                WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
+                SELECT msg_id FROM sent, told
             """,
             dead_letters=f"""
                 SELECT msg_id, message::text, headers::text FROM {dead}

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from apalis_pgmq.core import TaskId, dead_letter_headers
-from apalis_pgmq.delivery import Claim
+from apalis_pgmq.core import BackendUnavailableError, TaskId, dead_letter_headers
 
-from ._connect import Lane
+from ._claims import Claims
 from ._errors import PgMqQueueMissingError
 from ._setup import ensure_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from apalis_pgmq.core import Config
-    from apalis_pgmq.delivery import Burial, GiveBack
+    from apalis_pgmq.delivery import Burial, Claim, Claimed, GiveBack
 
-    from ._connect import Source
+    from ._connect import Connection
+    from ._listener import Subscription
+    from ._pool import PgMqPool
     from ._sql import Statements
 
 
@@ -32,46 +35,55 @@ _SHORTEST_TIMEOUT: Final = 1.0
 class PgMqStore:
     """Claims on one connection and settles on another, so that neither waits for the other.
 
-    All that is fenced goes through one connection in turn: an ack never runs beside the extension of the
-    same lease, which would change ``vt`` under it.
+    All that is fenced is carried out in turn: an ack never runs beside the extension of the same lease,
+    which would change ``vt`` under it.
 
     Args:
-        source: where connections come from.
+        pool: the connections.
         config: the queue's settings.
         ready: makes sure that the queue is there, and returns its statements.
     """
 
-    def __init__(self, source: Source, config: Config, ready: Callable[[], Awaitable[Statements]]) -> None:
+    def __init__(self, pool: PgMqPool, config: Config, ready: Callable[[], Awaitable[Statements]]) -> None:
+        self._pool = pool
         self._config = config
         self._ready = ready
         self._statements: Statements
-        # A claim that a crash loses was never made: the message is simply delivered again. So its commit
-        # need not wait for the disk. What removes messages does wait.
-        self._claiming = Lane(source, config.queue, settings={"synchronous_commit": "off"})
+        self._claims: Claims | None = None
+        self._subscription: Subscription | None = None
         # A silent socket must be found out while there is still time to extend over another one.
         longest = max(_SHORTEST_TIMEOUT, config.visibility_timeout.total_seconds() / 3)
-        self._settling = Lane(source, config.queue, longest=longest)
+        self._settling = pool.settling.lane(config.queue, longest=longest)
+        self._in_turn = asyncio.Lock()
 
-    async def open(self) -> None:
-        """Make sure that the queue is there."""
+    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
+        """Make sure that the queue is there, and listen for its messages."""
         self._statements = await self._ready()
+        self._pool.engage()
+        self._subscription = self._pool.listener.subscribe(self._config.queue, wake, load)
+        self._claims = Claims(
+            self._pool.claiming.lane(self._config.queue), self._config, self._statements, self._subscription
+        )
 
     async def close(self) -> None:
-        """Let go of both connections."""
-        await self._claiming.close()
-        await self._settling.close()
+        """Let go of what only this consumer needs."""
+        if self._claims is None or self._subscription is None:
+            return
+        claims, self._claims = self._claims, None
+        self._pool.listener.unsubscribe(self._subscription)
+        try:
+            await claims.close()
+        finally:
+            await self._pool.release()
 
-    async def claim(self, limit: int) -> list[Claim]:
+    async def claim(self, limit: int) -> Claimed:
         """Lease visible messages, oldest visibility first."""
-        timeout = self._config.visibility_timeout
-        expires = monotonic() + timeout.total_seconds()
-        rows = await self._claiming.fetch(self._statements.claim, limit, timeout)
-        # RETURNING promises no order.
-        rows.sort()
-        return [
-            Claim(TaskId(msg_id), read_ct, vt, expires, message, headers, enqueued_at)
-            for msg_id, read_ct, vt, message, headers, enqueued_at in rows
-        ]
+        assert self._claims is not None
+        try:
+            return await self._claims.claim(limit)
+        except BackendUnavailableError:
+            self._pool.listener.suspect()
+            raise
 
     async def extend(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Lease the claims for a whole visibility timeout from now.
@@ -79,7 +91,7 @@ class PgMqStore:
         The new ``vt`` is reckoned from the old one by our own clock, not by the server: so we know what we
         wrote, even if the answer is lost with the connection.
         """
-        async with self._settling.connection() as connection:
+        async with self._fenced() as connection:
             expires = monotonic() + self._config.visibility_timeout.total_seconds()
             targets = {claim.id: claim.vt + timedelta(seconds=expires - claim.expires) for claim in claims}
             fence = Fence(claims)
@@ -103,13 +115,13 @@ class PgMqStore:
         """Delete or archive handled messages."""
         archive = self._config.on_success == "archive"
         sql = self._statements.archive if archive else self._statements.delete
-        async with self._settling.connection() as connection:
+        async with self._fenced() as connection:
             return ids_of(await connection.fetch(sql, *Fence(claims).arrays))
 
     async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
         """Make messages visible again."""
         by_id = {item.claim.id: item for item in returns}
-        async with self._settling.connection() as connection:
+        async with self._fenced() as connection:
             fence = Fence([item.claim for item in returns])
             rows = await connection.fetch(
                 self._statements.give_back,
@@ -122,7 +134,7 @@ class PgMqStore:
     async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         """Give messages up, as the config says: to the dead-letter queue, which is made on first need."""
         if self._config.dead_letter is None:
-            async with self._settling.connection() as connection:
+            async with self._fenced() as connection:
                 fence = Fence([burial.claim for burial in burials])
                 return ids_of(await connection.fetch(self._statements.delete, *fence.arrays))
         if self._config.dead_letter == "archive":
@@ -131,12 +143,19 @@ class PgMqStore:
             return await self._bury(self._statements.bury, burials, worker)
         except PgMqQueueMissingError:
             # It was never made, or somebody dropped it.
-            await ensure_queue(self._settling, self._config.dead_letter_queue)
+            async with self._in_turn:
+                await ensure_queue(self._settling, self._config.dead_letter_queue)
             return await self._bury(self._statements.bury, burials, worker)
 
     async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
         """Return the ids that are still in the queue."""
-        return ids_of(await self._settling.fetch(self._statements.present, [claim.id for claim in claims]))
+        async with self._fenced() as connection:
+            return ids_of(await connection.fetch(self._statements.present, [claim.id for claim in claims]))
+
+    @asynccontextmanager
+    async def _fenced(self) -> AsyncGenerator[Connection]:
+        async with self._in_turn, self._settling.connection() as connection:
+            yield connection
 
     async def _bury(self, sql: str, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         now = datetime.now(UTC)
@@ -154,7 +173,7 @@ class PgMqStore:
             )
             for burial in burials
         }
-        async with self._settling.connection() as connection:
+        async with self._fenced() as connection:
             fence = Fence([burial.claim for burial in burials])
             rows = await connection.fetch(sql, *fence.arrays, [added[msg_id] for msg_id in fence.ids])
         return ids_of(rows)

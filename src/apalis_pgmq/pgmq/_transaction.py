@@ -13,8 +13,9 @@ import asyncpg
 from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import Lane, PoolSource, is_pooled, statement_seconds, statement_timeout
+from ._connect import PoolSource, is_pooled, statement_seconds, statement_timeout
 from ._errors import DRIVER_ERRORS, translate
+from ._lanes import Lanes
 from ._sql import SESSION
 from ._store import Fence, ids_of
 from ._watched import WatchedConnection
@@ -127,7 +128,7 @@ class Transactions:
         self._config = config
         self._ready = ready
         self._spare: list[Connection] = []
-        self._lane = Lane(source, config.queue, hold=False)
+        self._lane = Lanes(source, hold=False).lane(config.queue)
 
     async def close(self) -> None:
         """Let go of the spare connections."""
@@ -218,7 +219,7 @@ class Transactions:
         ):
             return False
         statements = await self._ready()
-        lane = Lane(self._source, self._config.queue, hold=False)
+        lane = Lanes(self._source, hold=False).lane(self._config.queue)
         backoff = Backoff()
         try:
             async with asyncio.timeout(self._config.visibility_timeout.total_seconds()):

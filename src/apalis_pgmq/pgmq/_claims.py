@@ -1,0 +1,145 @@
+"""Claiming: where to look for visible messages, and how long a queue can be left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from apalis_pgmq.core import ApalisError, TaskId
+from apalis_pgmq.delivery import Claim, Claimed
+
+from ._listener import talk_channel
+
+if TYPE_CHECKING:
+    from apalis_pgmq.core import Config
+
+    from ._lanes import Lane
+    from ._listener import Subscription
+    from ._sql import Statements
+
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+"""asyncpg sends it as ``-infinity``."""
+_MANY: Final = 20
+"""So many messages by one claim mean that more are on their way."""
+_OVERLAP: Final = timedelta(milliseconds=50)
+"""How far behind the server's clock a claim begins at least: senders that began at the same time need not commit
+at the same time."""
+_SWEEP_INTERVAL: Final = 1.0
+"""Seconds after which to look for what became visible late, before the place where claims begin."""
+_SHORTEST_OUTLOOK: Final = 1.0
+_LONGEST_OUTLOOK: Final = 30.0
+"""Seconds for which a queue is left alone that announces every insert; the time doubles from the one to the
+other as long as nothing comes. Never for longer than a lease: what a worker that dies has claimed since we looked
+is then seen before it is due."""
+_AFTER_DUE: Final = 0.001
+"""Seconds after which what is due is sure to be visible."""
+
+
+class Claims:
+    """The statements by which one consumer claims.
+
+    Removed messages leave dead entries at the head of the index on ``vt``, most of all while some
+    transaction keeps an old snapshot, and a claim has to step over all of them. Under load claims
+    therefore begin where the last one ended. What becomes visible before that place (retries, ended leases,
+    delayed messages, transactions that committed late) is looked for once a second, beside the claims, and
+    whenever a claim finds nothing; then they begin there.
+
+    Args:
+        lane: the connections to claim on.
+        config: the queue's settings.
+        statements: those of the queue.
+        subscription: tells whether inserts are announced.
+    """
+
+    def __init__(
+        self, lane: Lane, config: Config, statements: Statements, subscription: Subscription
+    ) -> None:
+        self._lane = lane
+        self._timeout = config.visibility_timeout
+        self._poll_interval = config.poll_interval.total_seconds()
+        self._statements = statements
+        self._subscription = subscription
+        self._talk = talk_channel(config.queue)
+        self._longest_outlook = min(self._timeout.total_seconds(), _LONGEST_OUTLOOK)
+        self._is_busy = False
+        self._begin = _EVER
+        self._claimed_at = self._swept_at = monotonic()
+        self._sweep: asyncio.Task[None] | None = None
+        self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+
+    async def claim(self, limit: int) -> Claimed:
+        """Lease up to ``limit`` visible messages."""
+        if self._is_busy:
+            claims = await self._claim_on(limit)
+            if claims:
+                return Claimed(claims)
+        return await self._claim_rest(limit)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
+
+    async def _claim_on(self, limit: int) -> list[Claim]:
+        """Claim under load, from where the last claim ended."""
+        now = monotonic()
+        if now - self._claimed_at > _SWEEP_INTERVAL:
+            # Not much of a load.
+            self._begin = _EVER
+        elif self._begin != _EVER and now - self._swept_at > _SWEEP_INTERVAL:
+            self._swept_at = now
+            self._sweep = asyncio.create_task(self._look_back(self._begin), name="apalis-pgmq sweep")
+        rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
+        self._go_on(rows, limit)
+        return self._claims(rows, now + self._timeout.total_seconds())
+
+    async def _claim_rest(self, limit: int) -> Claimed:
+        """Claim where there may be little, from the beginning, and see how long to leave the queue alone."""
+        turn = self._subscription.turn
+        is_announced = self._subscription.is_announced
+        began = monotonic()
+        rows = await self._lane.fetch(
+            self._statements.claim_rest,
+            limit,
+            self._timeout,
+            _EVER,
+            self._outlook if is_announced else self._poll_interval,
+            self._talk if turn.has_company else None,
+        )
+        turn.claimed(monotonic() - began)
+        [due] = [row[-1] for row in rows if row[0] is None]
+        rows = [row for row in rows if row[0] is not None]
+        self._go_on(rows, limit)
+        claims = self._claims(rows, began + self._timeout.total_seconds())
+        if len(claims) == limit or (claims and not is_announced):
+            return Claimed(claims)
+        if claims:
+            self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+        rest = self._poll_interval
+        if is_announced:
+            rest, self._outlook = self._outlook, min(2 * self._outlook, self._longest_outlook)
+        return Claimed(claims, rest if due is None else min(rest, max(due, 0.0) + _AFTER_DUE))
+
+    async def _look_back(self, begin: datetime) -> None:
+        """See whether anything is visible before the place where claims begin, and go back to it."""
+        with suppress(ApalisError):  # the next claim finds out as well, and is tried again
+            if late := await self._lane.fetch(self._statements.late, begin):
+                self._begin = min(self._begin, late[0][0])
+
+    def _go_on(self, rows: list[Any], limit: int) -> None:
+        self._claimed_at = monotonic()
+        self._is_busy = len(rows) >= min(limit, _MANY)
+        if not self._is_busy:
+            self._begin = _EVER
+            return
+        now = rows[0][2] - self._timeout
+        self._begin = min(max(row[6] for row in rows), now - _OVERLAP)
+
+    def _claims(self, rows: list[Any], expires: float) -> list[Claim]:
+        # RETURNING promises no order.
+        rows.sort()
+        return [Claim(TaskId(row[0]), row[1], row[2], expires, row[3], row[4], row[5]) for row in rows]

@@ -1,0 +1,111 @@
+"""The connections of a process, shared by its queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import asyncpg
+
+from apalis_pgmq.core import ConfigError, whole_number
+
+from ._connect import PoolSource, UrlSource
+from ._lanes import Lanes
+from ._listener import Listener
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._connect import Source
+
+DEFAULT_SIZE: Final = 4
+
+# Every statement of ours finds its rows by an index, and takes arrays. Planned once for all arguments, they
+# are planned for few rows, which is right; a plan made for one argument may read a bloated table whole.
+_PLANNING: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
+# A claim that a crash loses was never made: the message is simply delivered again. So its commit need not wait
+# for the disk. What removes messages does wait.
+_CLAIMING: Final = {**_PLANNING, "synchronous_commit": "off"}
+
+
+class PgMqPool:
+    """Connections that several backends of a process share, so that many queues need few of them.
+
+    ::
+
+        async with PgMqPool("postgresql://localhost/app") as pool:
+            emails = PgMqBackend(pool, "emails", EmailMessage)
+            bills = PgMqBackend(pool, "bills", Bill)
+
+    One connection listens for all queues. Claiming, settling and sending have up to ``size`` each, opened as
+    they are needed; each running handler with a `Transaction` has one of its own. A backend that is given a
+    URL makes a pool for itself. One pool serves one event loop.
+
+    Args:
+        url_or_pool: a ``postgres://`` or ``postgresql://`` URL, or an `asyncpg.Pool`, which stays the caller's
+            to close.
+        size: how many claims, settlements and pushes may be under way at once, each; the default is 4.
+        prepared_statements: as for `PgMqBackend`.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        url_or_pool: str | asyncpg.Pool[Any],
+        *,
+        size: int = DEFAULT_SIZE,
+        prepared_statements: bool | None = None,
+    ) -> None:
+        size = whole_number("size", size, least=1)
+        self.source: Source
+        if isinstance(url_or_pool, str):
+            self.source = UrlSource(url_or_pool, prepared_statements=prepared_statements)
+        elif isinstance(url_or_pool, asyncpg.Pool):
+            self.source = PoolSource(url_or_pool)
+        else:
+            raise ConfigError(f"a database URL, a PgMqPool or an asyncpg.Pool is needed, not {url_or_pool!r}")
+        # A connection of the program's own pool is not kept from it for the sake of a push now and then.
+        self.sending = Lanes(self.source, size=size, hold=not isinstance(self.source, PoolSource))
+        self.claiming = Lanes(self.source, size=size, settings=_CLAIMING)
+        self.settling = Lanes(self.source, size=size, settings=_PLANNING)
+        self.listener = Listener(self.source)
+        self._consumers = 0
+
+    def __repr__(self) -> str:
+        return f"<PgMqPool on {self.source.address}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; a later use opens new ones."""
+        await self.listener.close()
+        await self.claiming.close()
+        await self.settling.close()
+        await self.sending.close()
+
+    def engage(self) -> None:
+        """Count one more consumer that works with these connections."""
+        self._consumers += 1
+
+    async def release(self) -> None:
+        """Count one less; with the last one go the connections that only consumers need."""
+        self._consumers -= 1
+        if not self._consumers:
+            await self.listener.close()
+            await self.claiming.close()
+            await self.settling.close()
