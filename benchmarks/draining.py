@@ -52,9 +52,9 @@ async def drain_ours(bench: Bench, messages: int, *, processes: int = 1, delayed
             await stack.enter_async_context(measured("measured.worker", job, name="apalis-pgmq"))
             for _ in range(processes)
         ]
+        connections = await bench.server.connections(database)
         for worker in workers:
             await worker.say(go=True)
-        connections = await bench.server.connections(database)
         if processes > 1:
             connections = await _stop_at(bench, database, workers, messages)
         results = [await worker.result(_WITHIN) for worker in workers]

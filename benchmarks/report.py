@@ -67,9 +67,12 @@ def _scenario(outcome: Outcome) -> str:
         lines.append(f"Failed: {outcome.error}")
     if outcome.rows:
         lines += [_HEAD, *(_row(row) for row in outcome.rows)]
-        notes = dict.fromkeys(f"- {row.name}: {row.note}" for row in outcome.rows if row.note)
-        if notes:
-            lines += ["", *notes]
+        noted: dict[str, list[str]] = {}
+        for row in outcome.rows:
+            if row.note and row.name not in noted.setdefault(row.note, []):
+                noted[row.note].append(row.name)
+        if noted:
+            lines += ["", *(f"- {'; '.join(names)}: {note}." for note, names in noted.items())]
     return "\n".join(lines)
 
 
