@@ -52,16 +52,16 @@ async def drain_ours(bench: Bench, messages: int, *, processes: int = 1, delayed
             await stack.enter_async_context(measured("measured.worker", job, name="apalis-pgmq"))
             for _ in range(processes)
         ]
-        connections = await bench.server.connections(database)
-        for worker in workers:
-            await worker.say(go=True)
-        if processes > 1:
-            connections = await _stop_at(bench, database, workers, messages)
-        results = [await worker.result(_WITHIN) for worker in workers]
+        async with bench.server.counting_connections(database) as seen:
+            for worker in workers:
+                await worker.say(go=True)
+            if processes > 1:
+                await _stop_at(workers, messages)
+            results = [await worker.result(_WITHIN) for worker in workers]
         sample = together(results, messages)
         await bench.server.left(database)
         sample["transactions"] = await bench.server.transactions(database) - before
-        sample["connections"] = connections
+        sample["connections"] = max(seen)
         if left := await left_over(database) - delayed:
             raise ProcessError(f"apalis-pgmq left {left} messages in the queue")
         return sample
@@ -119,14 +119,11 @@ def together(results: list[dict[str, Any]], messages: int) -> Sample:
     }
 
 
-async def _stop_at(bench: Bench, database: Database, workers: list[Measured], messages: int) -> int:
-    """Stop workers when together they have handled so many; return the most connections that they had."""
-    handled = dict.fromkeys(range(len(workers)), 0)
-    connections = 0
-    while sum(handled.values()) < messages:
+async def _stop_at(workers: list[Measured], messages: int) -> None:
+    """Stop workers when together they have handled so many."""
+    handled = [0] * len(workers)
+    while sum(handled) < messages:
         for number, worker in enumerate(workers):
             handled[number] = (await worker.expect("progress", _WITHIN))["handled"]
-        connections = max(connections, await bench.server.connections(database))
     for worker in workers:
         await worker.say(stop=True)
-    return connections

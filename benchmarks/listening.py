@@ -31,7 +31,11 @@ def raw_listener_job(bench: Bench, database: Database) -> dict[str, Any]:
 
 
 async def latencies(
-    bench: Bench, contenders: Mapping[str, tuple[str, Database, dict[str, Any]]], *, slices: int, seconds: float
+    bench: Bench,
+    contenders: Mapping[str, tuple[str, Database, dict[str, Any]]],
+    *,
+    slices: int,
+    seconds: float,
 ) -> dict[str, list[dict[str, float]]]:
     """Send to idle contenders in turns; return for each its latencies of each round.
 
@@ -95,7 +99,12 @@ def _rounds(
         figures = {f"p{percent}": percentile(late, percent) for percent in _PERCENTS}
         bench.note(
             name,
-            {"messages": len(late), **figures, "latencies_ms": _short(late), "since_sent_ms": _short(since_sent)},
+            {
+                "messages": len(late),
+                **figures,
+                "latencies_ms": _short(late),
+                "since_sent_ms": _short(since_sent),
+            },
             round=number + 1,
         )
         found.append(figures)

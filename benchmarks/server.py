@@ -35,6 +35,7 @@ CHANNEL: Final = f"pgmq.q_{QUEUE}.INSERT"
 
 _PREFIX: Final = "apalis_bench"
 _PATIENCE: Final = 30.0
+_COUNT_SECONDS: Final = 0.2
 
 
 class ServerError(Exception):
@@ -89,6 +90,23 @@ class Server:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'",
             database.name,
         )
+
+    @contextlib.asynccontextmanager
+    async def counting_connections(self, database: Database) -> AsyncGenerator[list[int]]:
+        """Have counted, again and again, how many clients are connected to a database; never empty."""
+        seen = [await self.connections(database)]
+
+        async def count() -> None:
+            while True:
+                await asyncio.sleep(_COUNT_SECONDS)
+                seen.append(await self.connections(database))
+
+        counting = asyncio.create_task(count())
+        try:
+            yield seen
+        finally:
+            counting.cancel()
+            await asyncio.wait([counting])
 
     async def transactions(self, database: Database) -> int:
         """Return how many transactions were committed in a database that everybody has `left`."""

@@ -40,7 +40,8 @@ async def main(parent: Parent, job: dict[str, Any]) -> None:
             notified.clear()
             while rows := await claim.fetch(_CLAIMED):
                 for row in rows:
-                    starts.append((json.loads(row["message"])["number"], time.monotonic(), time.time()))
+                    number = json.loads(row["message"])["number"]
+                    starts.append((number, time.monotonic(), time.time()))
                 await delete.fetch([row["msg_id"] for row in rows])
                 if len(rows) < _CLAIMED:
                     break

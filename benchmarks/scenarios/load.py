@@ -12,7 +12,7 @@ import asyncpg
 from benchmarks.draining import CONCURRENCY, worker_job
 from benchmarks.feeding import feed
 from benchmarks.preload import preload
-from benchmarks.processes import ProcessError, measured, run
+from benchmarks.processes import ProcessError, run
 from benchmarks.results import Row, Target
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ async def _loaded(bench: Bench, hold: float, *, held: bool) -> Sample:
         "first": _rate(at, span["begin"], span["begin"] + window),
         "last": _rate(at, span["end"] - window, span["end"]),
         "per_second": [
-            round(_rate(at, span["begin"] + second, span["begin"] + second + 1)) for second in range(int(hold))
+            round(_rate(at, span["begin"] + second, span["begin"] + second + 1))
+            for second in range(int(hold))
         ],
         "handled": result["handled"],
         "sent": produced["sent"],

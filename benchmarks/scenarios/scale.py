@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,6 @@ from .drain import messages_per_round
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench, Sample
-    from benchmarks.server import Database
 
 _WORKERS: Final = (1, 2, 4, 8)
 _QUEUES: Final = (1, 5, 20, 50)
@@ -69,22 +67,9 @@ async def _queues(bench: Bench, messages: int, count: int) -> Sample:
         for queue in queues:
             await preload(database, share, queue=queue)
         await bench.server.settle(database)
-        job = worker_job(
-            bench, database, queues=queues, concurrency=_CONCURRENCY, expected=share * count
-        )
+        job = worker_job(bench, database, queues=queues, concurrency=_CONCURRENCY, expected=share * count)
         async with measured("measured.worker", job, name="apalis-pgmq") as worker:
             await worker.say(go=True)
-            seen = [await bench.server.connections(database)]
-            watching = asyncio.create_task(_watch_connections(bench, database, seen))
-            try:
+            async with bench.server.counting_connections(database) as seen:
                 result = await worker.result(_WITHIN)
-            finally:
-                watching.cancel()
-                await asyncio.wait([watching])
     return {**together([result], share * count), "connections": max(seen)}
-
-
-async def _watch_connections(bench: Bench, database: Database, seen: list[int]) -> None:
-    while True:
-        seen.append(await bench.server.connections(database))
-        await asyncio.sleep(0.1)

@@ -78,7 +78,11 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     results, plot = tmp_path / "results.json", tmp_path / "plot.svg"
     machine = {
         **dict.fromkeys(("measured_at", "cores", "processor", "system", "postgresql", "pgmq", "python"), "x"),
-        **{"packages": {}, "settings": {}, "revision": "", "modified": False, "commit_ms": 1},
+        "packages": {},
+        "settings": {},
+        "revision": "",
+        "modified": False,
+        "commit_ms": 1,
     }
     options = {"loop": "asyncio", "rounds": 1, "quick": True}
     results.write_text(json.dumps(Report(machine=machine, options=options, outcomes=[outcome]).to_json()))
