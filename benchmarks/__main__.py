@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import machine
 from .bench import Bench, Options, Scenario
+from .peering import PEERS
 from .report import markdown
 from .results import Outcome, Report
 from .scenarios import SCENARIOS
@@ -21,8 +22,6 @@ from .server import open_server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-PEERS: dict[str, str] = {}
 
 
 def parser() -> argparse.ArgumentParser:

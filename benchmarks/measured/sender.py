@@ -49,7 +49,7 @@ async def main(parent: Parent, job: dict[str, Any]) -> None:
         await parent.hear_soon()
         while "to" in (order := await parent.hear_soon()):
             insert = inserts[order["to"]]
-            sent = []
+            sent: list[tuple[int, float, float]] = []
             due = began = time.monotonic()
             while (due := due + chance.expovariate(job["rate"])) < began + order["seconds"]:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))

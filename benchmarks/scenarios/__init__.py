@@ -6,12 +6,13 @@ from typing import Final
 
 from benchmarks.bench import Scenario
 
-from . import drain, idle, latency, load, push, scale
+from . import drain, idle, latency, load, peers, push, scale
 
 SCENARIOS: Final = {
     scenario.name: scenario
     for scenario in (
         Scenario("drain", "No-op messages through one worker process", drain.drain),
+        Scenario("peers", "No-op messages through one process, by others", peers.peers),
         Scenario("drain2", "No-op messages through two worker processes", drain.drain2),
         Scenario("cost", "What a message costs the worker and the server", drain.cost),
         Scenario("latency", "From a commit to the start of the handler, worker idle", latency.latency),

@@ -1,0 +1,165 @@
+"""The peers: how each is installed, and how much it is given to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import venv
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from .draining import together
+from .processes import ProcessError, measured, run
+from .results import Target
+from .server import QUEUE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .bench import Bench, Sample
+
+_WITHIN: Final = 900.0
+_SHOWN_LINES: Final = 3
+
+
+class PeerError(Exception):
+    """A peer cannot be installed or run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Somebody else who does the same job.
+
+    Attributes:
+        module: the one in `benchmarks.peers`.
+        title: what people call it.
+        requirements: for pip.
+        messages: how many it handles in a few seconds.
+        target: how many times as fast `apalis_pgmq` should be.
+        listens_first: whether it sees only what is sent while it listens.
+    """
+
+    module: str
+    title: str
+    requirements: tuple[str, ...]
+    messages: int
+    target: Target | None = None
+    listens_first: bool = False
+
+
+PEERS: Final = {
+    "pgqueuer": Peer(
+        module="pgqueuer",
+        title="pgqueuer",
+        requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0"),
+        messages=50_000,
+        target=Target(must=2.5, aim=4),
+    ),
+    "pgmq-py": Peer(
+        module="pgmq_py",
+        title="pgmq-py, read 100 + delete_batch",
+        requirements=("pgmq[async]==1.1.4",),
+        messages=100_000,
+        target=Target(must=2, aim=3),
+    ),
+    "procrastinate": Peer(
+        module="procrastinate",
+        title="procrastinate",
+        requirements=("procrastinate==3.10.0", "psycopg[binary,pool]==3.3.9"),
+        messages=2_000,
+        target=Target(must=50, aim=80),
+    ),
+    "celery": Peer(
+        module="celery",
+        title="Celery + kombu-pgmq",
+        requirements=("celery==5.7.0", "kombu-pgmq[all]==0.2.0"),
+        messages=2_000,
+        target=Target(must=70, aim=100),
+    ),
+    "taskiq-postgres": Peer(
+        module="taskiq_postgres",
+        title="taskiq + taskiq-postgres",
+        requirements=("taskiq==0.13.0", "taskiq-postgres[asyncpg]==0.9.1"),
+        messages=5_000,
+        listens_first=True,
+    ),
+    "dramatiq-postgres": Peer(
+        module="dramatiq_postgres",
+        title="dramatiq + dramatiq-postgres",
+        requirements=("dramatiq-postgres==1.4.0", "psycopg[binary,pool]==3.3.9"),
+        messages=5_000,
+    ),
+}
+"""By the name for the command line."""
+
+
+async def installed(name: str, venvs: Path) -> Path:
+    """Return the interpreter of a peer's virtual environment, which is made if it is missing.
+
+    Raises:
+        PeerError: the peer cannot be installed.
+    """
+    peer = PEERS[name]
+    home = venvs / name
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    wanted = "\n".join((sys.version, *peer.requirements))
+    note = home / "installed.txt"
+    if note.exists() and note.read_text(encoding="utf-8") == wanted:
+        return python
+    await asyncio.to_thread(venv.EnvBuilder(clear=True, with_pip=True).create, home)
+    process = await asyncio.create_subprocess_exec(
+        python,
+        *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        lines = [line for line in output.decode(errors="replace").splitlines() if "ERROR" in line]
+        raise PeerError(f"cannot be installed: {' '.join(lines[-_SHOWN_LINES:])}")
+    note.write_text(wanted, encoding="utf-8")
+    return python
+
+
+async def drain_peer(bench: Bench, name: str, python: Path, messages: int) -> Sample:
+    """Have a peer drain so many messages, which it is given by its own means before the clock runs.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    peer = PEERS[name]
+    module = f"peers.{peer.module}"
+    async with bench.server.database() as database:
+        job: dict[str, Any] = {"url": database.url, "queue": QUEUE, "messages": messages}
+        filling, draining = {**job, "phase": "preload"}, {**job, "phase": "drain"}
+        if not peer.listens_first:
+            await run(module, filling, python=python, within=_WITHIN, name=f"{name}, preload")
+            await bench.server.settle(database)
+        before = await bench.server.transactions(database)
+        async with measured(module, draining, python=python, name=name) as one:
+            if peer.listens_first:
+                await run(module, filling, python=python, within=_WITHIN, name=f"{name}, preload")
+                before = None
+            await one.say(go=True)
+            result = await one.result(_WITHIN)
+        sample = {**together([result], messages), "versions": result["versions"]}
+        await bench.server.left(database)
+        if before is not None:
+            sample["transactions"] = await bench.server.transactions(database) - before
+    return sample
+
+
+def reason(error: Exception) -> str:
+    """Return why a peer could not be measured, on one line."""
+    text = str(error).strip()
+    if isinstance(error, ProcessError):
+        lines = text.splitlines()
+        text = f"could not be run: {lines[0]} {lines[-1].strip() if len(lines) > 1 else ''}"
+    return text.strip()

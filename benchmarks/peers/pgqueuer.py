@@ -1,0 +1,53 @@
+"""pgqueuer: its QueueManager on one asyncpg connection, batches of 100."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from pgqueuer import AsyncpgDriver, Queries, QueueManager
+
+from benchmarks.child import Parent, serve
+
+from ._phases import Drain, arguments, end_preload
+
+if TYPE_CHECKING:
+    from pgqueuer import Job
+
+_BATCH = 100
+_NAME = "bench"
+
+
+async def main(parent: Parent, job: dict[str, Any]) -> None:
+    """Carry out a phase."""
+    connection = await asyncpg.connect(job["url"])
+    queries = Queries(AsyncpgDriver(connection))
+    if job["phase"] == "preload":
+        parent.tell("ready")
+        await parent.hear_soon()
+        await queries.install()
+        payloads = [json.dumps(fields).encode() for fields in arguments(job)]
+        for first in range(0, len(payloads), 1000):
+            batch = payloads[first : first + 1000]
+            await queries.enqueue([_NAME] * len(batch), list(batch), [0] * len(batch))
+        await connection.close()
+        end_preload(parent)
+        return
+    drain = Drain(parent, job)
+    manager = QueueManager(queries)
+
+    @manager.entrypoint(_NAME)
+    async def handle(_job: Job) -> None:
+        if drain.handled():
+            manager.shutdown.set()
+
+    await drain.begin_soon()
+    await manager.run(dequeue_timeout=timedelta(seconds=1), batch_size=_BATCH)
+    await connection.close()
+    drain.end("pgqueuer", "asyncpg")
+
+
+if __name__ == "__main__":
+    serve(main)

@@ -1,0 +1,47 @@
+"""procrastinate: a worker on psycopg, several jobs at the same time, finished jobs deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from procrastinate import App, PsycopgConnector
+
+from benchmarks.child import Parent, serve
+
+from ._phases import Drain, arguments, end_preload
+
+_CONCURRENCY = 20
+
+
+async def main(parent: Parent, job: dict[str, Any]) -> None:
+    """Carry out a phase."""
+    app = App(connector=PsycopgConnector(conninfo=job["url"], min_size=4, max_size=10))
+    drain = Drain(parent, job)
+
+    @app.task(name="bench", queue="bench")
+    async def handle(**_fields: object) -> None:
+        drain.handled()
+
+    async with app.open_async():
+        if job["phase"] == "preload":
+            parent.tell("ready")
+            await parent.hear_soon()
+            await app.schema_manager.apply_schema_async()
+            messages = list(arguments(job))
+            for first in range(0, len(messages), 1000):
+                await handle.batch_defer_async(*messages[first : first + 1000])
+            end_preload(parent)
+            return
+        await drain.begin_soon()
+        await app.run_worker_async(
+            queues=["bench"],
+            concurrency=_CONCURRENCY,
+            wait=False,
+            delete_jobs="always",
+            install_signal_handlers=False,
+        )
+    drain.end("procrastinate", "psycopg")
+
+
+if __name__ == "__main__":
+    serve(main)
