@@ -74,7 +74,17 @@ class Server:
             await self.admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def settle(self, database: Database) -> None:
-        """Bring the server into the state that every timed part begins in: all written, nobody connected."""
+        """Bring the server into the state that every timed part begins in.
+
+        Nobody is connected, everything is written, and the planner knows the tables, as it does in a
+        database that has been used for a while.
+        """
+        await self.left(database)
+        connection = await asyncpg.connect(database.url)
+        try:
+            await connection.execute("VACUUM (ANALYZE)")
+        finally:
+            await connection.close()
         await self.left(database)
         await self.admin.execute("CHECKPOINT")
 

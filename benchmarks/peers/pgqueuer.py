@@ -1,4 +1,4 @@
-"""pgqueuer: its QueueManager on one asyncpg connection, batches of 100."""
+"""pgqueuer: its QueueManager on one asyncpg connection, batches of 300."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._phases import Drain, arguments, end_preload
 if TYPE_CHECKING:
     from pgqueuer import Job
 
-_BATCH = 100
+_BATCH = 300
 _NAME = "bench"
 
 

@@ -10,7 +10,7 @@ from benchmarks.child import Parent, serve
 
 from ._phases import Drain, arguments, end_preload
 
-_CONCURRENCY = 20
+_CONCURRENCY = 10
 
 
 async def main(parent: Parent, job: dict[str, Any]) -> None:
