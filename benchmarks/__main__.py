@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import time
 import traceback
@@ -104,6 +105,7 @@ async def measure(scenario: Scenario, bench: Bench) -> Outcome:
 
 async def run(scenarios: list[Scenario], options: Options, arguments: argparse.Namespace) -> Report:
     """Measure; what was measured so far is written after each scenario."""
+    _stop_on_terminate()
     outcomes: list[Outcome] = []
     shown = {**asdict(options), "venvs": options.venvs.name}
     async with open_server(arguments.url) as server:
@@ -118,6 +120,13 @@ async def run(scenarios: list[Scenario], options: Options, arguments: argparse.N
     return report
 
 
+def _stop_on_terminate() -> None:
+    """Have SIGTERM end the run as Ctrl-C does: processes and databases are cleared away first."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; return the exit code: 1 if a scenario failed."""
     arguments = parser().parse_args(argv)
@@ -128,7 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.plot:
         from . import plot  # noqa: PLC0415 - matplotlib is optional; better to miss it now than in the end
-    report = asyncio.run(run(chosen_scenarios(arguments.scenarios), chosen_options(arguments), arguments))
+    scenarios, options = chosen_scenarios(arguments.scenarios), chosen_options(arguments)
+    try:
+        report = asyncio.run(run(scenarios, options, arguments))
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     if arguments.markdown:
         arguments.markdown.write_text(markdown(report), encoding="utf-8")
     else:
