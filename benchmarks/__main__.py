@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if arguments.list:
         for scenario in SCENARIOS.values():
-            sys.stdout.write(f"{scenario.name:10}  {scenario.title}\n")
+            sys.stdout.write(f"{scenario.name:14}  {scenario.title}\n")
         sys.stdout.write(f"\npeers: {', '.join(PEERS)}\n")
         return 0
     if arguments.plot:

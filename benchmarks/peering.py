@@ -9,10 +9,11 @@ import venv
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .draining import together
+from .draining import together, worker_job
+from .listening import IDLE_CONCURRENCY, RATE, percentile
 from .processes import ProcessError, measured, run
 from .results import Target
-from .server import QUEUE
+from .server import CHANNEL, QUEUE, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _WITHIN: Final = 900.0
 _SHOWN_LINES: Final = 3
+_SETTLE: Final = 2.0
 
 
 class PeerError(Exception):
@@ -58,7 +60,7 @@ PEERS: Final = {
     ),
     "pgmq-py": Peer(
         module="pgmq_py",
-        title="pgmq-py, read 100 + delete_batch",
+        title="pgmq-py (asyncio)",
         requirements=("pgmq[async]==1.1.4",),
         messages=100_000,
         target=Target(must=2, aim=3),
@@ -154,6 +156,64 @@ async def drain_peer(bench: Bench, name: str, python: Path, messages: int) -> Sa
             # Otherwise those of the preload are not all counted yet when the clock begins to run.
             sample["transactions"] = await bench.server.transactions(database) - before
     return sample
+
+
+async def latency_of_peer(bench: Bench, name: str, python: Path, seconds: float) -> Sample:
+    """Have a peer start on single messages sent at random times by its own means.
+
+    Raises:
+        ProcessError: it failed.
+    """
+    module = f"peers.{PEERS[name].module}"
+    async with bench.server.database() as database:
+        job = {"url": database.url, "queue": QUEUE, "messages": 0, "rate": RATE, "seconds": seconds}
+
+        def phase(which: str) -> dict[str, Any]:
+            return {**job, "phase": which}
+
+        await run(module, phase("preload"), python=python, within=_WITHIN, name=f"{name}, preload")
+        async with measured(module, phase("listen"), python=python, name=name) as one:
+            await one.say(go=True)
+            await asyncio.sleep(_SETTLE)
+            sent = await run(module, phase("send"), python=python, within=_WITHIN, name=f"{name}, send")
+            await asyncio.sleep(_SETTLE)
+            await one.say(stop=True)
+            result = await one.result(_WITHIN)
+    return percentiles(name, sent["sent"], result["starts"])
+
+
+async def latency_of_ours(bench: Bench, seconds: float) -> Sample:
+    """Have an idle worker of `apalis_pgmq` start on single messages sent at random times by plain SQL."""
+    async with bench.server.database() as database:
+        job = worker_job(bench, database, handler="stamp", concurrency=IDLE_CONCURRENCY)
+        sending = {"urls": [database.url], "table": TABLE, "channel": CHANNEL, "rate": RATE}
+        async with (
+            measured("measured.worker", job, name="apalis-pgmq") as worker,
+            measured("measured.sender", sending) as sender,
+        ):
+            await worker.say(go=True)
+            await sender.say(go=True)
+            await asyncio.sleep(_SETTLE)
+            await sender.say(to=0, seconds=seconds, first=0)
+            sent = (await sender.expect("sent", _WITHIN))["sent"]
+            await asyncio.sleep(_SETTLE)
+            await worker.say(stop=True)
+            result = await worker.result(_WITHIN)
+    return percentiles("apalis-pgmq", sent, result["starts"])
+
+
+def percentiles(name: str, sent: list[list[Any]], starts: list[list[Any]]) -> Sample:
+    """Return the percentiles of the time from when a message is being sent to the start of its handler, in ms.
+
+    Raises:
+        ProcessError: a message was never started on.
+    """
+    started = {start[0]: start[1] for start in reversed(starts)}
+    if missing := sum(one[0] not in started for one in sent):
+        raise ProcessError(f"{name} did not start on {missing} of {len(sent)} messages")
+    late = [(started[one[0]] - one[1]) * 1000 for one in sent]
+    figures = {f"p{percent}": percentile(late, percent) for percent in (50, 95, 99)}
+    return {"messages": len(late), **figures, "latencies_ms": [round(value, 3) for value in late]}
 
 
 def reason(error: Exception) -> str:

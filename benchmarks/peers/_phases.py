@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 from dataclasses import asdict
 from importlib import metadata
@@ -11,7 +13,7 @@ from benchmarks.child import Meter, Parent
 from benchmarks.payload import message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 class Drain:
@@ -50,11 +52,6 @@ class Drain:
             self._first = self._last
         return self._handled == self._expected
 
-    @property
-    def is_done(self) -> bool:
-        """Whether all were handled."""
-        return self._handled >= self._expected
-
     def end(self, *packages: str) -> None:
         """Send the result, with the versions of packages."""
         self._parent.tell(
@@ -83,3 +80,65 @@ def begin_preload(parent: Parent) -> None:
 def end_preload(parent: Parent) -> None:
     """Say that all is enqueued."""
     parent.tell("result")
+
+
+class Listen:
+    """The phase in which a peer is idle but for a message now and then: notes when it starts on which.
+
+    Args:
+        parent: the harness.
+    """
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._starts: list[tuple[int, float]] = []
+
+    def started(self, number: int) -> None:
+        """Note that the handler was started on a message."""
+        self._starts.append((number, time.monotonic()))
+
+    def end(self) -> None:
+        """Send the result."""
+        self._parent.tell("result", starts=self._starts)
+
+
+class Turns:
+    """The times at which a sender sends: random, with exponentially distributed gaps.
+
+    Args:
+        job: with ``rate``, per second, and ``seconds``.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self._rate: float = job["rate"]
+        self._seconds: float = job["seconds"]
+        self._sent: list[tuple[int, float]] = []
+
+    def fields(self) -> Iterator[tuple[float, dict[str, Any]]]:
+        """Yield for each message how long to wait before it is sent, and its fields; ask for the next when it was."""
+        chance = random.Random(1)  # noqa: S311 - the same gaps for everybody
+        due = began = time.monotonic()
+        while (due := due + chance.expovariate(self._rate)) < began + self._seconds:
+            yield max(0.0, due - time.monotonic()), asdict(message(len(self._sent)))
+
+    def sending(self) -> None:
+        """Note that the next message is being sent."""
+        self._sent.append((len(self._sent), time.monotonic()))
+
+    def end(self, parent: Parent) -> None:
+        """Send the result."""
+        parent.tell("result", sent=self._sent)
+
+    async def send_all(self, send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+        """Send all by a coroutine function."""
+        for wait, fields in self.fields():
+            await asyncio.sleep(wait)
+            self.sending()
+            await send(fields)
+
+    def send_all_blocking(self, send: Callable[[dict[str, Any]], object]) -> None:
+        """Send all by a plain function."""
+        for wait, fields in self.fields():
+            time.sleep(wait)
+            self.sending()
+            send(fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 from celery import Celery
@@ -10,7 +11,7 @@ from celery.worker import state
 
 from benchmarks.child import Parent
 
-from ._phases import Drain, arguments, begin_preload, end_preload
+from ._phases import Drain, Listen, Turns, arguments, begin_preload, end_preload
 
 
 def main(parent: Parent, job: dict[str, Any]) -> None:
@@ -29,11 +30,13 @@ def main(parent: Parent, job: dict[str, Any]) -> None:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=False,
     )
-    drain = Drain(parent, job)
+    drain, listen = Drain(parent, job), Listen(parent)
 
     @app.task(name="bench")
-    def handle(**_fields: object) -> None:
-        if drain.handled():
+    def handle(number: int, **_fields: object) -> None:
+        if job["phase"] == "listen":
+            listen.started(number)
+        elif drain.handled():
             state.should_stop = 0
 
     if job["phase"] == "preload":
@@ -42,6 +45,13 @@ def main(parent: Parent, job: dict[str, Any]) -> None:
             for fields in arguments(job):
                 handle.apply_async(kwargs=fields, producer=producer)
         end_preload(parent)
+        return
+    if job["phase"] == "send":
+        begin_preload(parent)
+        turns = Turns(job)
+        with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+            turns.send_all_blocking(lambda fields: handle.apply_async(kwargs=fields, producer=producer))
+        turns.end(parent)
         return
     worker = app.Worker(
         pool="solo",
@@ -53,11 +63,21 @@ def main(parent: Parent, job: dict[str, Any]) -> None:
         quiet=True,
     )
     drain.begin()
+
+    def stop_when_told() -> None:
+        parent.hear()
+        state.should_stop = 0
+
+    if job["phase"] == "listen":
+        threading.Thread(target=stop_when_told, daemon=True).start()
     try:
         worker.start()
     except SystemExit:
-        if not drain.is_done:
+        if state.should_stop is None:
             raise
+    if job["phase"] == "listen":
+        listen.end()
+        return
     drain.end("celery", "kombu-pgmq", "psycopg")
 
 

@@ -13,7 +13,7 @@ from dramatiq_postgres.schema import init
 
 from benchmarks.child import Parent
 
-from ._phases import Drain, arguments, begin_preload, end_preload
+from ._phases import Drain, Listen, Turns, arguments, begin_preload, end_preload
 
 _THREADS = 8
 
@@ -23,11 +23,14 @@ def main(parent: Parent, job: dict[str, Any]) -> None:
     with psycopg.connect(job["url"]) as connection, connection.cursor() as cursor:
         init(cursor)
     broker = PostgresBroker(url=job["url"], results=False)
-    drain = Drain(parent, job)
+    drain, listen = Drain(parent, job), Listen(parent)
     lock, done = threading.Lock(), threading.Event()
 
     @dramatiq.actor(broker=broker)
-    def handle(**_fields: object) -> None:
+    def handle(number: int, **_fields: object) -> None:
+        if job["phase"] == "listen":
+            listen.started(number)
+            return
         with lock:
             if drain.handled():
                 done.set()
@@ -39,12 +42,25 @@ def main(parent: Parent, job: dict[str, Any]) -> None:
         broker.close()
         end_preload(parent)
         return
+    if job["phase"] == "send":
+        begin_preload(parent)
+        turns = Turns(job)
+        turns.send_all_blocking(lambda fields: handle.send(**fields))
+        broker.close()
+        turns.end(parent)
+        return
     worker = Worker(broker, worker_threads=_THREADS)
     drain.begin()
     worker.start()
-    done.wait()
+    if job["phase"] == "listen":
+        parent.hear()
+    else:
+        done.wait()
     worker.stop()
     broker.close()
+    if job["phase"] == "listen":
+        listen.end()
+        return
     drain.end("dramatiq", "dramatiq-postgres", "psycopg")
 
 

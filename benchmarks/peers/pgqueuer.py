@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from pgqueuer import AsyncpgDriver, Queries, QueueManager
 
 from benchmarks.child import Parent, serve
 
-from ._phases import Drain, arguments, end_preload
+from ._phases import Drain, Listen, Turns, arguments, end_preload
 
 if TYPE_CHECKING:
     from pgqueuer import Job
@@ -35,18 +36,36 @@ async def main(parent: Parent, job: dict[str, Any]) -> None:
         await connection.close()
         end_preload(parent)
         return
-    drain = Drain(parent, job)
+    if job["phase"] == "send":
+        parent.tell("ready")
+        await parent.hear_soon()
+        turns = Turns(job)
+        await turns.send_all(lambda fields: queries.enqueue(_NAME, json.dumps(fields).encode()))
+        await connection.close()
+        turns.end(parent)
+        return
+    drain, listen = Drain(parent, job), Listen(parent)
     manager = QueueManager(queries)
 
-    @manager.entrypoint(_NAME)
-    async def handle(_job: Job) -> None:
+    async def count(_job: Job) -> None:
         if drain.handled():
             manager.shutdown.set()
 
+    async def stamp(job: Job) -> None:
+        listen.started(json.loads(job.payload or b"")["number"])
+
+    manager.entrypoint(_NAME)(count if job["phase"] == "drain" else stamp)
     await drain.begin_soon()
-    await manager.run(dequeue_timeout=timedelta(seconds=1), batch_size=_BATCH)
+    running = asyncio.create_task(manager.run(dequeue_timeout=timedelta(seconds=1), batch_size=_BATCH))
+    if job["phase"] == "listen":
+        await parent.hear_soon()
+        manager.shutdown.set()
+    await running
     await connection.close()
-    drain.end("pgqueuer", "asyncpg")
+    if job["phase"] == "listen":
+        listen.end()
+    else:
+        drain.end("pgqueuer", "asyncpg")
 
 
 if __name__ == "__main__":

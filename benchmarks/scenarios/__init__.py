@@ -16,6 +16,7 @@ SCENARIOS: Final = {
         Scenario("drain2", "No-op messages through two worker processes", drain.drain2),
         Scenario("cost", "What a message costs the worker and the server", drain.cost),
         Scenario("latency", "From a commit to the start of the handler, worker idle", latency.latency),
+        Scenario("peers-latency", "From sending to the start of the handler, by others", peers.peers_latency),
         Scenario("delayed", "A queue with many messages that are not due", latency.delayed),
         Scenario("snapshot", "Full load beside an old snapshot", load.snapshot),
         Scenario("idle", "A worker with nothing to do, and delayed messages", idle.idle),
