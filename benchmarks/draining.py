@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .processes import Measured
     from .server import Database
 
-CONCURRENCY: Final = 200
-"""Handlers at the same time; the drain rate hardly depends on it between 50 and 1,000."""
+CONCURRENCY: Final = 50
+"""Handlers at the same time; between 10 and 200 the drain rate hardly depends on it."""
 
 _WITHIN: Final = 900.0
 

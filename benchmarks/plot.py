@@ -75,6 +75,7 @@ def _speeds(axes: Axes, rates: list[tuple[str, list[float]]]) -> None:
         axes.barh(position, middle, color="#3b6ea5" if name == "apalis-pgmq" else "#9aa5b1", height=0.6)
         axes.plot([min(values), max(values)], [position, position], color="black", linewidth=1)
         axes.text(middle, position + 0.12, f" {middle:,.0f}", fontsize=7)
+    axes.margins(x=0.15)
     axes.set_yticks(range(len(rates)), [name for name, _ in rates])
     axes.invert_yaxis()
     axes.set_xscale("log")

@@ -39,7 +39,7 @@ async def snapshot(bench: Bench) -> list[Row]:
     note = f"a REPEATABLE READ snapshot is held for {hold:g} s; producer and worker at full load"
     return [
         Row(
-            name=f"handled in the last {window}, snapshot held",
+            name=f"last {window} beside a snapshot, against the first",
             unit="messages/s",
             values=[sample["last"] for sample in held],
             against=f"the first {window} of the same run",
@@ -48,7 +48,7 @@ async def snapshot(bench: Bench) -> list[Row]:
             note=note,
         ),
         Row(
-            name=f"handled in the last {window}, snapshot held",
+            name=f"last {window} beside a snapshot, against none",
             unit="messages/s",
             values=[sample["last"] for sample in held],
             against="the same time of a run without a held snapshot",
@@ -149,7 +149,7 @@ async def memory(bench: Bench) -> list[Row]:
             against="before the first message",
             baseline=[sample["rss_before"] for sample in big],
             note=f"handlers take 50 ms, at concurrency {CONCURRENCY}: the payloads in their hands alone are "
-            f"{CONCURRENCY * _LARGE // 2**20} MB",
+            f"{CONCURRENCY * _LARGE / 2**20:.1f} MB",
         ),
     ]
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _WORKERS: Final = (1, 2, 4, 8)
 _QUEUES: Final = (1, 5, 20, 50)
 _WITHIN: Final = 900.0
-_CONCURRENCY: Final = 50
 
 
 async def scale(bench: Bench) -> list[Row]:
@@ -67,7 +66,7 @@ async def _queues(bench: Bench, messages: int, count: int) -> Sample:
         for queue in queues:
             await preload(database, share, queue=queue)
         await bench.server.settle(database)
-        job = worker_job(bench, database, queues=queues, concurrency=_CONCURRENCY, expected=share * count)
+        job = worker_job(bench, database, queues=queues, expected=share * count)
         async with measured("measured.worker", job, name="apalis-pgmq") as worker:
             await worker.say(go=True)
             async with bench.server.counting_connections(database) as seen:
