@@ -135,7 +135,8 @@ class FaultyStore(MemoryStore):
         return result
 
     async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
-        await self._carry_out("open", super().open)
+        inner = super().open
+        await self._carry_out("open", lambda: inner(wake, load))
 
     async def close(self) -> None:
         self.closed = True

@@ -13,7 +13,7 @@ from ._context import PgMqContext
 from ._dead_letters import DeadLetters
 from ._pool import PgMqPool
 from ._setup import ensure_queue
-from ._sink import Sink
+from ._sink import MANY, Sink
 from ._sql import Statements
 from ._store import PgMqStore
 from ._transaction import Transaction, Transactions
@@ -188,7 +188,9 @@ class PgMqBackend(QueueBackend[T]):
         headers: Mapping[str, object] | None = None,
         connection: Connection | None = None,
     ) -> list[TaskId]:
-        """Send messages by one statement, all or none; return their ids in the same order.
+        """Send messages, all or none; return their ids in the same order.
+
+        Less than 2,000 are one statement, more are several in one transaction.
 
         Args:
             messages: of the backend's message type.
@@ -199,8 +201,15 @@ class PgMqBackend(QueueBackend[T]):
         Raises:
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
-        payloads = [self._encode(message) for message in messages]
-        return await self._send(payloads, delay, headers, connection) if payloads else []
+        messages = list(messages)
+        if connection is None and len(messages) >= MANY:
+            wait = duration("delay", delay, allow_zero=True)
+            payloads = map(self._encode, messages)
+            ids = await self._sink.send_many(payloads, len(messages), encode_headers(headers), wait)
+            self._poke()
+            return ids
+        encoded = [self._encode(message) for message in messages]
+        return await self._send(encoded, delay, headers, connection) if encoded else []
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.

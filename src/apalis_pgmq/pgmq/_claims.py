@@ -94,7 +94,7 @@ class Claims:
             self._swept_at = now
             self._sweep = asyncio.create_task(self._look_back(self._begin), name="apalis-pgmq sweep")
         rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
-        self._go_on(rows, limit)
+        self._go_on(rows)
         return self._claims(rows, now + self._timeout.total_seconds())
 
     async def _claim_rest(self, limit: int) -> Claimed:
@@ -113,7 +113,7 @@ class Claims:
         turn.claimed(monotonic() - began)
         [due] = [row[-1] for row in rows if row[0] is None]
         rows = [row for row in rows if row[0] is not None]
-        self._go_on(rows, limit)
+        self._go_on(rows)
         claims = self._claims(rows, began + self._timeout.total_seconds())
         if len(claims) == limit or (claims and not is_announced):
             return Claimed(claims)
@@ -130,9 +130,9 @@ class Claims:
             if late := await self._lane.fetch(self._statements.late, begin):
                 self._begin = min(self._begin, late[0][0])
 
-    def _go_on(self, rows: list[Any], limit: int) -> None:
+    def _go_on(self, rows: list[Any]) -> None:
         self._claimed_at = monotonic()
-        self._is_busy = len(rows) >= min(limit, _MANY)
+        self._is_busy = len(rows) >= _MANY
         if not self._is_busy:
             self._begin = _EVER
             return

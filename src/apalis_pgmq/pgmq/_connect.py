@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -15,11 +15,14 @@ from ._errors import DRIVER_ERRORS
 from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from typing import TypeAlias
 
     from asyncpg.pool import PoolConnectionProxy
 
     Connection: TypeAlias = asyncpg.Connection[Any] | PoolConnectionProxy[Any]
+
+R = TypeVar("R")
 
 _CONNECT_TIMEOUT: Final = 10.0
 _STATEMENT_TIMEOUT: Final = 15.0
@@ -38,6 +41,23 @@ def statement_seconds() -> float:
 def statement_timeout(longest: float = math.inf) -> asyncio.Timeout:
     """Return the bound on how long a statement may take, at most ``longest`` seconds."""
     return asyncio.timeout(min(statement_seconds(), longest))
+
+
+async def bounded(call: Awaitable[R]) -> R:
+    """Await a call to the server for as long as a statement may take."""
+    async with statement_timeout():
+        return await call
+
+
+async def roll_back(connection: Connection, transaction: asyncpg.transaction.Transaction) -> None:
+    """End a transaction that is not to be committed, whatever state it is in."""
+    if connection.is_closed():
+        return
+    try:
+        await bounded(transaction.rollback())
+    except DRIVER_ERRORS:
+        # Ended already, or broken: the server rolls back by itself.
+        connection.terminate()
 
 
 class Source(Protocol):

@@ -15,6 +15,7 @@ from ._errors import DRIVER_ERRORS, translate
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from apalis_pgmq.core import ApalisError
 
@@ -77,34 +78,44 @@ class Lanes:
         return Lane(self, queue, longest)
 
     @asynccontextmanager
-    async def connection(self, queue: str, longest: float) -> AsyncGenerator[Connection]:
-        """Have a connection to oneself; see `Lane.connection`."""
+    async def connection(self, queue: str, longest: float | None) -> AsyncGenerator[Connection]:
+        """Have a connection to oneself; see `Lane.connection` and `Lane.session`."""
         async with self._free:
             held: _Held | None = None
             keep = self._hold
             try:
-                async with statement_timeout(longest), AsyncExitStack() as stack:
+                bound = asyncio.timeout(None) if longest is None else statement_timeout(longest)
+                async with bound, AsyncExitStack() as stack:
                     held = await self._take()
                     if held.needs_transactions:
                         # Keeps a statement's preparation and execution on one server connection.
                         await stack.enter_async_context(held.connection.transaction())
                     yield held.connection
             except DRIVER_ERRORS as error:
-                # Not an answer of the server: the connection is in a state that nobody knows. Or one that is
-                # read-only, which sessions stay that began so: another may be in a better place.
-                if not isinstance(error, asyncpg.PostgresError) or isinstance(
-                    error, asyncpg.ReadOnlySQLTransactionError
-                ):
-                    keep = False
-                    if held is not None:
-                        held.connection.terminate()
+                keep = keep and held is not None and _is_sound(held.connection, error)
                 raise self.translate(error, queue) from error
             finally:
                 if held is not None:
-                    if keep:
-                        self._idle.append(held)
-                    else:
-                        await self._source.release(held.connection)
+                    await self._put_back(held, keep=keep)
+
+    async def fetch(self, queue: str, longest: float, sql: str, arguments: tuple[object, ...]) -> list[Any]:
+        """Carry out one statement; see `Lane.fetch`."""
+        held = self._idle[-1] if self._idle and not self._free.locked() else None
+        if held is None or held.needs_transactions or held.connection.is_closed():
+            async with self.connection(queue, longest) as connection:
+                return await connection.fetch(sql, *arguments)
+        # The same in short, for a connection that is ready to be used.
+        keep = True
+        async with self._free:
+            self._idle.pop()
+            try:
+                async with statement_timeout(longest):
+                    return await held.connection.fetch(sql, *arguments)
+            except DRIVER_ERRORS as error:
+                keep = _is_sound(held.connection, error)
+                raise self.translate(error, queue) from error
+            finally:
+                await self._put_back(held, keep=keep)
 
     def translate(self, error: Exception, queue: str) -> ApalisError:
         """Return what to raise for an error of the driver."""
@@ -122,6 +133,12 @@ class Lanes:
         finally:
             for _ in range(taken):
                 self._free.release()
+
+    async def _put_back(self, held: _Held, *, keep: bool) -> None:
+        if keep:
+            self._idle.append(held)
+        else:
+            await self._source.release(held.connection)
 
     async def _take(self) -> _Held:
         while self._idle:
@@ -141,6 +158,18 @@ class Lanes:
         return _Held(connection, pooled and not self._source.prepared_statements)
 
 
+def _is_sound(connection: Connection, error: Exception) -> bool:
+    """Tell whether a connection can be used after an error; end it if not."""
+    # Not an answer of the server: the connection is in a state that nobody knows. Or one that is read-only, which
+    # sessions stay that began so: another may be in a better place.
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(
+        error, asyncpg.ReadOnlySQLTransactionError
+    ):
+        return True
+    connection.terminate()
+    return False
+
+
 class Lane:
     """`Lanes` as one queue uses them; several may share the same."""
 
@@ -156,17 +185,18 @@ class Lane:
             PgMqUnavailableError: it may or may not have been carried out.
             PgMqError: it was refused.
         """
-        async with self.connection() as connection:
-            return await connection.fetch(sql, *arguments)
+        return await self._lanes.fetch(self._queue, self._longest, sql, arguments)
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection]:
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
         """Have a connection to oneself for the time that a statement may take, to send statements.
 
         The driver's errors are translated on the way out.
         """
-        async with self._lanes.connection(self._queue, self._longest) as connection:
-            yield connection
+        return self._lanes.connection(self._queue, self._longest)
+
+    def session(self) -> AbstractAsyncContextManager[Connection]:
+        """As `connection`, for as long as it takes: whoever sends statements bounds each of them."""
+        return self._lanes.connection(self._queue, None)
 
     def translate(self, error: Exception) -> ApalisError:
         """Return what to raise for an error of the driver."""

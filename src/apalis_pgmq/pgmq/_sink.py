@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 from apalis_pgmq.core import EncodeError, TaskId
 
+from ._connect import bounded, roll_back
 from ._errors import DRIVER_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from datetime import timedelta
 
     from ._connect import Connection
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _LARGEST_STATEMENT: Final = 10_000
 """Messages that are sent by one statement, unless one call alone brings more."""
+_PART: Final = 1000
+"""Messages of one call that are sent by one statement, if it has more: little enough for the event loop, and for the
+socket to take at once."""
 _MOST_CHARACTERS: Final = 16 * 1024 * 1024
 """The same for their text."""
 
@@ -33,6 +38,10 @@ class Parcel:
     headers: Sequence[str | None]
     delays: Sequence[timedelta]
     sent: asyncio.Future[list[TaskId]]
+
+
+MANY: Final = 2 * _PART
+"""From so many messages by one call on, `Sink.send_many` is the way."""
 
 
 class Sink:
@@ -67,6 +76,50 @@ class Sink:
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
         return await parcel.sent
+
+    async def send_many(
+        self, payloads: Iterator[str], count: int, headers: str | None, delay: timedelta
+    ) -> list[TaskId]:
+        """Store many messages durably, all or none; return their ids in the same order.
+
+        While the server works on some of them the next ones are encoded, and the event loop has its turn in
+        between.
+
+        Args:
+            payloads: makes them, one by one.
+            count: how many there are.
+            headers: the same for all.
+            delay: the same for all.
+
+        Raises:
+            EncodeError: one of them has no JSON form, or PostgreSQL cannot store it.
+            PgMqUnavailableError, PgMqError: as `send`.
+        """
+        statements = await self._ready()
+        ids: list[TaskId] = []
+        async with self._lane.session() as connection:
+            transaction = connection.transaction()
+            await bounded(transaction.start())
+            under_way: asyncio.Task[list[Any]] | None = None
+            try:
+                while part := list(islice(payloads, _PART)):
+                    if under_way is not None:
+                        ids += [TaskId(row[0]) for row in await under_way]
+                    count -= len(part)
+                    under_way = asyncio.create_task(
+                        bounded(connection.fetch(statements.insert_part, part, headers, delay, count))
+                    )
+                    await asyncio.sleep(0)  # it is on its way before the next ones are encoded
+                if under_way is not None:
+                    ids += [TaskId(row[0]) for row in await under_way]
+                await bounded(transaction.commit())
+            except BaseException:
+                if under_way is not None:
+                    under_way.cancel()
+                    await asyncio.gather(under_way, return_exceptions=True)
+                await roll_back(connection, transaction)
+                raise
+        return sorted(ids)
 
     async def send_on(
         self,

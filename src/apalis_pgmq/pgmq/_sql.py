@@ -157,6 +157,8 @@ class Statements:
         present: ``$1`` ids.
         insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted. Announces the
             messages, unless the queue's trigger does.
+        insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
+            ``$4`` how many follow in further statements; otherwise as `insert`.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -178,6 +180,7 @@ class Statements:
     archive_last: str
     present: str
     insert: str
+    insert_part: str
     dead_letters: str
     newest_dead_letter: str
     redrive: str
@@ -273,13 +276,31 @@ class Statements:
         insert = f"""
             INSERT INTO {q} (vt, message, headers)
             SELECT
-                now() + m.delay - make_interval(secs => (cardinality($1::text[]) - m.position) / 1e6),
+                now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond',
                 m.message::jsonb, m.headers::jsonb
             FROM unnest($1::text[], $2::text[], $3::interval[])
                 WITH ORDINALITY AS m (message, headers, delay, position)
             ORDER BY m.position
             RETURNING msg_id
         """
+        insert_part = f"""
+            INSERT INTO {q} (vt, message, headers)
+            SELECT
+                now() + $3::interval
+                    - ($4::int + cardinality($1::text[]) - m.position) * interval '1 microsecond',
+                m.message::jsonb, $2::text::jsonb
+            FROM unnest($1::text[]) WITH ORDINALITY AS m (message, position)
+            RETURNING msg_id
+        """
+
+        def announced(insert: str) -> str:
+            if is_announced:
+                return insert
+            return f"""
+                WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
+                SELECT msg_id FROM sent, told
+            """
+
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
         # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
         bound = """
@@ -347,12 +368,8 @@ class Statements:
             """,
             # Waits for a statement of ours that may still be running although its connection is gone.
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
-            insert=insert
-            if is_announced
-            else f"""
-                WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
-                SELECT msg_id FROM sent, told
-            """,
+            insert=announced(insert),
+            insert_part=announced(insert_part),
             dead_letters=f"""
                 SELECT msg_id, message::text, headers::text FROM {dead}
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint

@@ -13,7 +13,7 @@ import asyncpg
 from apalis_pgmq.core import BackendUnavailableError, LeaseLostError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import PoolSource, is_pooled, statement_seconds, statement_timeout
+from ._connect import PoolSource, bounded, is_pooled, roll_back, statement_seconds
 from ._errors import DRIVER_ERRORS, translate
 from ._lanes import Lanes
 from ._sql import SESSION
@@ -162,7 +162,7 @@ class Transactions:
                 else:
                     await transaction.rollback()
             except BaseException:
-                await _roll_back(connection, transaction)
+                await roll_back(connection, transaction)
                 raise
         finally:
             await self._put_back(connection)
@@ -185,8 +185,7 @@ class Transactions:
                     "what its handler did was rolled back"
                 )
             try:
-                async with statement_timeout():
-                    await transaction.commit()
+                await bounded(transaction.commit())
             except DRIVER_ERRORS as error:
                 if not await self._was_committed(claims, error):
                     reason = self._error(error)
@@ -283,8 +282,7 @@ class Transactions:
             await self._source.release(connection)
             return
         try:
-            async with statement_timeout():
-                await connection.reset()
+            await bounded(connection.reset())
         except DRIVER_ERRORS:
             await self._source.release(connection)
         except BaseException:
@@ -295,8 +293,7 @@ class Transactions:
 
     async def _translated(self, call: Awaitable[M]) -> M:
         try:
-            async with statement_timeout():
-                return await call
+            return await bounded(call)
         except DRIVER_ERRORS as error:
             raise self._error(error) from error
 
@@ -321,14 +318,3 @@ async def _uninterrupted(work: Awaitable[None]) -> None:
         # The error gives way to the cancellation.
         raise cancelled
     task.result()
-
-
-async def _roll_back(connection: Connection, transaction: asyncpg.transaction.Transaction) -> None:
-    if connection.is_closed():
-        return
-    try:
-        async with statement_timeout():
-            await transaction.rollback()
-    except DRIVER_ERRORS:
-        # Ended already, or broken: the server rolls back by itself.
-        connection.terminate()
