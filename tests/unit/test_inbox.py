@@ -174,7 +174,7 @@ def test_slow_handlers_hold_nothing_in_reserve() -> None:
         demand.take()
         demand.running -= 1
         clock.now += 10
-        demand.claimed()
+        demand.claimed(0, 0)
 
     assert demand.limit(buffered=0, held=0) == 1
     demand.take()
@@ -188,11 +188,32 @@ def test_fast_handlers_get_large_batches() -> None:
         demand.take()
         demand.running -= 1
     clock.now += 0.1
-    demand.claimed()
+    demand.claimed(0, 0)
 
     assert 500 <= demand.limit(buffered=0, held=0) <= 503
     assert demand.limit(buffered=249, held=249) >= 251
     assert demand.limit(buffered=255, held=255) == 0
+
+
+def test_large_messages_are_not_held_in_reserve() -> None:
+    clock = Clock()
+    demand = Demand(1, clock)
+    for _ in range(500):
+        demand.take()
+        demand.running -= 1
+    clock.now += 0.1
+    demand.claimed(10, 10 * 4 * 1024 * 1024)
+
+    assert demand.limit(buffered=0, held=0) == 1 + 4
+
+    for _ in range(100):
+        for _ in range(500):
+            demand.take()
+            demand.running -= 1
+        clock.now += 0.1
+        demand.claimed(10, 1000)
+
+    assert demand.limit(buffered=0, held=0) >= 500
 
 
 @given(
@@ -211,7 +232,7 @@ def test_demand_is_bounded(
     demand._taken = taken
     demand.running = min(running, capacity)
     clock.now += elapsed
-    demand.claimed()
+    demand.claimed(0, 0)
 
     limit = demand.limit(buffered=buffered, held=buffered + demand.running + unstored)
 

@@ -124,6 +124,8 @@ def test_exponential_delays_grow_to_the_longest(
     first: float, factor: float, longest: float, jitter: float, attempt: int
 ) -> None:
     delay = Exponential(first, factor=factor, longest=longest, jitter=jitter)(ValueError(), attempt)
+    # Durations have microseconds.
+    first, longest = (timedelta(seconds=one).total_seconds() for one in (first, longest))
     try:
         full = min(first * factor ** (attempt - 1), longest)
     except OverflowError:

@@ -354,6 +354,8 @@ class QueueConsumer(Consumer[T]):
         except Exception as error:  # noqa: BLE001 - validators are the user's code: one message's fault
             self._discard(claim, DeadLetterReason.UNDECODABLE, error)
             return None
+        # What is decoded need not be kept as text, nor what is settled in any form.
+        claim.payload = None
         claim.task = task = Task(
             args,
             claim.id,
@@ -389,6 +391,7 @@ class QueueConsumer(Consumer[T]):
     def _decide(self, claim: Claim) -> None:
         claim.settled = True
         if claim.task is not None:
+            claim.task = None
             self._demand.running -= 1
             self._fetcher.has_room()
 

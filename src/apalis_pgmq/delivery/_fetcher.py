@@ -88,9 +88,10 @@ class Fetcher:
                 continue
             self._outage.is_over("fetcher")
             backoff.reset()
-            self._demand.claimed()
-            if claimed.claims:
-                self._receive(claimed.claims)
+            claims = claimed.claims
+            self._demand.claimed(len(claims), sum(len(claim.payload or "") for claim in claims))
+            if claims:
+                self._receive(claims)
             else:
                 self._on_empty()
             if claimed.rest is not None:

@@ -18,6 +18,9 @@ _AHEAD_AT_FIRST: Final = 0
 """How many to have ready as long as nothing is known of the speed."""
 _MOST_AHEAD: Final = 1000
 """The most messages to have ready, whatever the speed."""
+_SHRINKING: Final = 0.9
+_MOST_CHARACTERS: Final = 16 * 1024 * 1024
+"""The same for their text, as far as sizes can be foreseen."""
 _MOST_UNSTORED: Final = 4000
 """Settlements that may wait to be stored before no more is claimed."""
 
@@ -82,7 +85,7 @@ class Demand:
 
     Enough for every free handler, and beyond that for `_HORIZON` seconds at the speed at which
     messages were taken lately: slow handlers hold nothing in reserve, which idle workers could have, and fast
-    ones large batches.
+    ones large batches, unless messages are so large that few of them fill the memory that is meant for them.
 
     Args:
         capacity: how many handlers may run at once; may be changed.
@@ -94,6 +97,7 @@ class Demand:
         self._clock = clock
         self._ahead = _AHEAD_AT_FIRST
         self._taken = 0
+        self._size = 0.0
         self._since = clock()
         self.running = 0
 
@@ -124,12 +128,21 @@ class Demand:
             return 0
         return min(max(0, room), self.capacity + _MOST_AHEAD)
 
-    def claimed(self) -> None:
-        """Reckon the speed anew, after each claim."""
+    def claimed(self, messages: int, characters: int) -> None:
+        """Reckon speed and size anew, after each claim.
+
+        Args:
+            messages: how many were claimed.
+            characters: the length of their text.
+        """
+        if messages:
+            # Grows at once, and shrinks slowly.
+            self._size = max(characters / messages, self._size * _SHRINKING)
         now = self._clock()
         elapsed = now - self._since
         if elapsed <= 0:
             return
-        self._ahead = min(int(self._taken / elapsed * _HORIZON), _MOST_AHEAD)
+        most = min(_MOST_AHEAD, int(_MOST_CHARACTERS / max(self._size, 1.0)))
+        self._ahead = min(int(self._taken / elapsed * _HORIZON), most)
         self._taken = 0
         self._since = now
