@@ -210,6 +210,10 @@ def test_each_round_of_announcements_is_proven_anew(clock: Clock) -> None:
     one.turn.told(f"{DRAINED}300:300:")
     clock.go(STEP)
     assert one.woken == 2
+    one.turn.announced("250")
+    one.turn.told(f"{DRAINED}300:300:")
+    clock.go(10)
+    assert one.woken == 2
 
 
 def test_the_busy_let_the_idle_go_first(clock: Clock) -> None:
