@@ -68,6 +68,7 @@ class Claims:
         self._begin = _EVER
         self._claimed_at = self._swept_at = monotonic()
         self._sweep: asyncio.Task[None] | None = None
+        self._late: datetime | None = None
         self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
 
     async def claim(self, limit: int) -> Claimed:
@@ -92,7 +93,11 @@ class Claims:
             self._begin = _EVER
         elif self._begin != _EVER and now - self._swept_at > _SWEEP_INTERVAL:
             self._swept_at = now
-            self._sweep = asyncio.create_task(self._look_back(self._begin), name="apalis-pgmq sweep")
+            if self._sweep is None or self._sweep.done():
+                self._sweep = asyncio.create_task(self._look_back(self._begin), name="apalis-pgmq sweep")
+        if self._late is not None:
+            self._begin = min(self._begin, self._late)
+            self._late = None
         rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
         self._go_on(rows)
         return self._claims(rows, now + self._timeout.total_seconds())
@@ -125,10 +130,13 @@ class Claims:
         return Claimed(claims, rest if due is None else min(rest, max(due, 0.0) + _AFTER_DUE))
 
     async def _look_back(self, begin: datetime) -> None:
-        """See whether anything is visible before the place where claims begin, and go back to it."""
+        """See whether anything is visible before the place where claims begin, for the next claim to go back.
+
+        Not for the one that is under way: where that one ends, it goes on.
+        """
         with suppress(ApalisError):  # the next claim finds out as well, and is tried again
             if late := await self._lane.fetch(self._statements.late, begin):
-                self._begin = min(self._begin, late[0][0])
+                self._late = late[0][0]
 
     def _go_on(self, rows: list[Any]) -> None:
         self._claimed_at = monotonic()

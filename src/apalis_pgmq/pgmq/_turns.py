@@ -26,6 +26,8 @@ _LAST_TURN: Final = 20
 """Whoever comes after this one comes with it."""
 _MOST_PENDING: Final = 1000
 """Announcements that are kept for proof; beyond that there is none."""
+_MOST_DIGITS: Final = 20
+"""Of a transaction's number: it has 64 bits."""
 
 DRAINED: Final = "drained "
 """Begins what is told by whoever claimed all that was visible; its snapshot follows."""
@@ -66,7 +68,8 @@ class Turn:
 
     def announced(self, transaction: str) -> None:
         """A message has been sent by a transaction, whose number it is, if it is one."""
-        if transaction.isdecimal() and len(self._pending) < _MOST_PENDING:
+        is_number = transaction.isdecimal() and len(transaction) <= _MOST_DIGITS
+        if is_number and len(self._pending) < _MOST_PENDING:
             self._pending.add(int(transaction))
         else:
             self._is_provable = False
