@@ -143,7 +143,22 @@ def setup(
             "Workers that may not create tables need it to be there.",
         ),
     ] = True,
+    notify: Annotated[
+        bool,
+        typer.Option(
+            "--notify/--no-notify",
+            help="Whether to have every insert announced, by a trigger for each statement, so that workers "
+            "need not poll; on a queue that is there already, too. Takes the right to add a trigger.",
+        ),
+    ] = True,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.",
+        ),
+    ] = False,
 ) -> None:
     """Make PGMQ and a queue ready. Harmless where they are there already."""
     with exits():
-        set_up(url, queue, dead_letter=dead_letter)
+        set_up(url, queue, dead_letter=dead_letter, notify=notify, tune=tune)
