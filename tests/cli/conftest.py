@@ -50,6 +50,7 @@ def hang(job: Job) -> None:
 
 def on_event(event):
     if isinstance(event, Started):
+        note("loop", type(asyncio.get_running_loop()).__module__)
         note("up", os.getpid())
 
 

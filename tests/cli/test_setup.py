@@ -1,5 +1,7 @@
 """``apalis-pgmq setup``, and the command's help."""
 
+import asyncio
+
 import pytest
 
 
@@ -11,7 +13,9 @@ async def queues(db, queue):
 async def test_makes_the_queue_and_its_dead_letter_queue(cli, pgmq_url, queue, db):
     done = cli("setup", queue, "--url", pgmq_url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"queue {queue}: created\nqueue {queue}_dlq: created\n"
+    assert done.stdout == (
+        f"queue {queue}: created, inserts are announced\nqueue {queue}_dlq: created, inserts are announced\n"
+    )
     assert await queues(db, queue) == [queue, f"{queue}_dlq"]
 
     again = cli("setup", queue, APALIS_PGMQ_URL=pgmq_url)
@@ -22,6 +26,58 @@ async def test_makes_the_queue_and_its_dead_letter_queue(cli, pgmq_url, queue, d
 async def test_the_dead_letter_queue_can_be_left_out(cli, pgmq_url, queue, db):
     assert cli("setup", queue, "--url", pgmq_url, "--no-dead-letter").returncode == 0
     assert await queues(db, queue) == [queue]
+
+
+async def has_trigger(db, queue):
+    return await db.fetchval(
+        "SELECT count(*) FROM pg_trigger WHERE tgname = 'apalis_pgmq_notify' AND tgrelid = $1::regclass",
+        f"pgmq.q_{queue}",
+    )
+
+
+async def autovacuum(db, queue):
+    return await db.fetchval("SELECT reloptions FROM pg_class WHERE oid = $1::regclass", f"pgmq.q_{queue}")
+
+
+async def test_a_queue_of_somebody_elses_making_announces_its_inserts_afterwards(cli, pgmq_url, queue, db):
+    await db.execute("SELECT pgmq.create($1)", queue)
+    assert not await has_trigger(db, queue)
+    for _ in range(2):
+        done = cli("setup", queue, "--url", pgmq_url, "--no-dead-letter")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"queue {queue}: was there already, inserts are announced\n"
+        assert await has_trigger(db, queue)
+
+    heard = asyncio.Event()
+    await db.add_listener(f"pgmq.q_{queue}.INSERT", lambda *_: heard.set())
+    await db.execute("SELECT pgmq.send($1::text, '1'::jsonb)", queue)
+    async with asyncio.timeout(10):
+        await heard.wait()
+
+
+async def test_without_notify_a_queue_is_made_that_announces_nothing(cli, pgmq_url, queue, db):
+    done = cli("setup", queue, "--url", pgmq_url, "--no-notify")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"queue {queue}: created\nqueue {queue}_dlq: created\n"
+    assert not await has_trigger(db, queue)
+    assert not await has_trigger(db, f"{queue}_dlq")
+
+
+async def test_without_notify_a_trigger_that_is_there_stays(cli, pgmq_url, queue, db):
+    assert cli("setup", queue, "--url", pgmq_url).returncode == 0
+    done = cli("setup", queue, "--url", pgmq_url, "--no-notify")
+    assert done.stdout == f"queue {queue}: was there already\nqueue {queue}_dlq: was there already\n"
+    assert await has_trigger(db, queue)
+
+
+async def test_autovacuum_is_set_only_on_request(cli, pgmq_url, queue, db):
+    assert cli("setup", queue, "--url", pgmq_url).returncode == 0
+    assert await autovacuum(db, queue) is None
+
+    done = cli("setup", queue, "--url", pgmq_url, "--tune", "--no-dead-letter")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (f"queue {queue}: was there already, inserts are announced, autovacuum is tuned\n")
+    assert "autovacuum_vacuum_threshold=10000" in await autovacuum(db, queue)
 
 
 async def test_installs_pgmq_where_there_is_none(cli, new_database):

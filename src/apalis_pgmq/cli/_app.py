@@ -111,10 +111,18 @@ def run(
             help="What to log to stderr, unless the program has set up logging itself.",
         ),
     ] = LogLevel.INFO,
+    uvloop: Annotated[
+        bool,
+        typer.Option(
+            "--uvloop/--no-uvloop",
+            help="Whether the processes that run the target use the event loop of uvloop, "
+            "which costs less processor time: pip install 'apalis-pgmq[uvloop]'.",
+        ),
+    ] = False,
     process: Annotated[int, typer.Option(hidden=True, min=0)] = 0,
 ) -> None:
     """Run workers until a signal: SIGTERM or Ctrl-C stops them cleanly, a second one hurries them."""
-    program = Program(target, shutdown_timeout, log_level.value)
+    program = Program(target, shutdown_timeout, log_level.value, uvloop=uvloop)
     if process:
         # Every process makes the same mistake; one of them tells.
         with exits(mistakes_are_shown=process == 1):
@@ -143,7 +151,22 @@ def setup(
             "Workers that may not create tables need it to be there.",
         ),
     ] = True,
+    notify: Annotated[
+        bool,
+        typer.Option(
+            "--notify/--no-notify",
+            help="Whether to have every insert announced, by a trigger for each statement, so that workers "
+            "need not poll; on a queue that is there already, too. Takes the right to add a trigger.",
+        ),
+    ] = True,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune/--no-tune",
+            help="Whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.",
+        ),
+    ] = False,
 ) -> None:
     """Make PGMQ and a queue ready. Harmless where they are there already."""
     with exits():
-        set_up(url, queue, dead_letter=dead_letter)
+        set_up(url, queue, dead_letter=dead_letter, notify=notify, tune=tune)

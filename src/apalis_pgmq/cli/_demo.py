@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-import secrets
 import time
-from collections import deque
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from apalis_pgmq.core import ApalisError, Config
+from apalis_pgmq.core import ApalisError
 from apalis_pgmq.embedded import embedded_postgres
-from apalis_pgmq.pgmq import PgMqBackend, drop_queue, queue_length
+from apalis_pgmq.pgmq import PgMqBackend, queue_length
 from apalis_pgmq.worker import WorkerBuilder
 
-from ._exits import show_error
 from ._screen import Screen
+from ._stage import Clock, log_aside, own_queue
 from ._story import MAX_RETRIES, EmailMessage, Mail, Observer, Outbox, faults, send_email
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
-
     from apalis_pgmq.core import Task, TaskId
 
 _SHOWN_HEADERS: Final = tuple(
@@ -33,7 +28,6 @@ _SHOWN_HEADERS: Final = tuple(
 _FRAME: Final = 0.05
 _PATIENCE: Final = 20.0
 """Seconds without any progress after which something is wrong."""
-_KEPT_LOG_LINES: Final = 10
 
 
 class DemoError(ApalisError):
@@ -56,7 +50,7 @@ async def _demonstrate(screen: Screen, count: int, concurrency: int) -> None:
     clock = Clock()
     borrowed = bool(os.environ.get("APALIS_PGMQ_URL"))
     screen.opening("apalis-pgmq: background workers on PGMQ, the message queue in PostgreSQL")
-    with _log_aside(), ExitStack() as server:
+    with log_aside(), ExitStack() as server:
         with screen.waiting_for("starting PostgreSQL"):
             url = server.enter_context(embedded_postgres())
         screen.done(
@@ -74,25 +68,12 @@ async def _demonstrate(screen: Screen, count: int, concurrency: int) -> None:
     screen.note(f"{clock.total():.1f} s in all")
 
 
-class Clock:
-    """Tells how long things took, in seconds."""
-
-    def __init__(self) -> None:
-        self._begin = self._lap = time.monotonic()
-
-    def lap(self) -> float:
-        """Return the time since the last lap."""
-        before, self._lap = self._lap, time.monotonic()
-        return self._lap - before
-
-    def total(self) -> float:
-        """Return the time since the beginning."""
-        return time.monotonic() - self._begin
-
-
 async def _show(screen: Screen, url: str, count: int, concurrency: int) -> None:
     clock = Clock()
-    async with _queue(url) as config, PgMqBackend(url, config, EmailMessage) as emails:
+    async with (
+        own_queue(url, "demo", poll_interval=0.02, max_retries=MAX_RETRIES) as config,
+        PgMqBackend(url, config, EmailMessage) as emails,
+    ):
         screen.done("Made a queue", clock.lap())
         mail, outbox = Mail.of(count), Outbox()
         with screen.waiting_for("pushing messages"):
@@ -182,41 +163,3 @@ def _tell_of_failures(
         screen.attempt(failure.attempt, str(failure.error))
     screen.note("in the dead-letter queue it has these headers:")
     screen.table({name: letter.headers.get(name) for name in _SHOWN_HEADERS})
-
-
-@asynccontextmanager
-async def _queue(url: str) -> AsyncGenerator[Config]:
-    """Have a queue that nobody else uses, with its dead-letter queue; both are dropped in the end."""
-    config = Config(f"apalis_pgmq_demo_{secrets.token_hex(4)}", poll_interval=0.02, max_retries=MAX_RETRIES)
-    try:
-        yield config
-    finally:
-        for queue in (config.queue, config.dead_letter_queue):
-            await drop_queue(url, queue)
-
-
-@contextmanager
-def _log_aside() -> Iterator[None]:
-    """Keep log lines off the screen, which tells the same in its own words; show them if it fails."""
-    logger = logging.getLogger("apalis_pgmq")
-    aside = _Aside()
-    logger.addHandler(aside)
-    try:
-        yield
-    except Exception:
-        for line in aside.lines:
-            show_error(line)
-        raise
-    finally:
-        logger.removeHandler(aside)
-
-
-class _Aside(logging.Handler):
-    """Keeps the last few lines."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())

@@ -1,4 +1,4 @@
-"""What the demonstration looks like: alive on a terminal, plain lines elsewhere."""
+"""What the demonstration and the measurement look like: alive on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 _INDENT: Final = " "
 _WIDTH: Final = 50
@@ -19,7 +19,7 @@ _WIDTH: Final = 50
 
 
 class Screen:
-    """The lines of the demonstration, one kind a method.
+    """The lines of a command that tells what it does, one kind a method.
 
     Args:
         console: where to; whether that is a terminal decides about colours and movement.
@@ -88,6 +88,11 @@ class Screen:
         width = max(map(len, values), default=0)
         for name, value in values.items():
             self._print(Text.assemble(_INDENT, "    ", (f"{name:<{width}}", "cyan"), f"  {value}"))
+
+    def show(self, what: RenderableType) -> None:
+        """Show something of rich's own, such as a table."""
+        self._print(Text())
+        self._console.print(what)
 
     def conclusion(self, text: str) -> None:
         """Tell how it all ended."""

@@ -10,18 +10,30 @@ from apalis_pgmq.core import Config
 from apalis_pgmq.pgmq import create_queue
 
 
-def set_up(url: str, queue: str, *, dead_letter: bool) -> None:
-    """Make PGMQ and the queue ready, with its dead-letter queue if wanted; say what was there.
+def set_up(url: str, queue: str, *, dead_letter: bool, notify: bool, tune: bool) -> None:
+    """Make PGMQ and the queue ready, with its dead-letter queue if wanted; say what was done.
+
+    Args:
+        url: the database.
+        queue: the queue's name.
+        dead_letter: whether to make its dead-letter queue too.
+        notify: whether to have inserts announced.
+        tune: whether to set autovacuum.
 
     Raises:
         ApalisError: the name cannot be a queue's, or the database refuses or does not answer.
     """
     config = Config(queue)
     queues = [config.queue, config.dead_letter_queue] if dead_letter else [config.queue]
-    asyncio.run(_create(url, queues))
+    asyncio.run(_create(url, queues, notify=notify, tune=tune))
 
 
-async def _create(url: str, queues: list[str]) -> None:
+async def _create(url: str, queues: list[str], *, notify: bool, tune: bool) -> None:
     for queue in queues:
-        created = await create_queue(url, queue)
-        typer.echo(f"queue {queue}: {'created' if created else 'was there already'}")
+        created = await create_queue(url, queue, notify=notify, tune=tune)
+        done = ["created" if created else "was there already"]
+        if notify:
+            done.append("inserts are announced")
+        if tune:
+            done.append("autovacuum is tuned")
+        typer.echo(f"queue {queue}: {', '.join(done)}")

@@ -135,6 +135,8 @@ class Supervisor:
         command += ["--process", str(number), "--log-level", program.log_level]
         if program.shutdown_timeout is not None:
             command += ["--shutdown-timeout", str(program.shutdown_timeout)]
+        if program.uvloop:
+            command.append("--uvloop")
         return command
 
     def _fail(self, code: ExitCode, text: str) -> None:

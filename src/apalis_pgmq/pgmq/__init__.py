@@ -1,6 +1,7 @@
 """The backend for PGMQ, the message queue in PostgreSQL."""
 
 from ._backend import PgMqBackend
+from ._bare import BareQueue
 from ._context import PgMqContext
 from ._errors import (
     PgMqError,
@@ -15,6 +16,7 @@ from ._queues import create_queue, drop_queue, queue_length
 from ._transaction import Transaction
 
 __all__ = [
+    "BareQueue",
     "PgMqBackend",
     "PgMqContext",
     "PgMqError",
