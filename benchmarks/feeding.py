@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from .processes import measured
-from .server import CHANNEL, TABLE
+from .server import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -45,7 +45,6 @@ async def feed(
     producing = {
         "url": database.url,
         "table": TABLE,
-        "channel": CHANNEL,
         "batch": batch,
         "ahead": ahead,
         **whole,

@@ -58,7 +58,7 @@ async def latencies(
             running[name] = await stack.enter_async_context(measured(module, job, name=name))
             await running[name].say(go=True)
         urls = [database.url for _, database, _ in contenders.values()]
-        job = {"urls": urls, "table": TABLE, "channel": CHANNEL, "rate": RATE}
+        job = {"urls": urls, "table": TABLE, "rate": RATE}
         sender = await stack.enter_async_context(measured("measured.sender", job))
         await sender.say(go=True)
         first = 0

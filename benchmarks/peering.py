@@ -13,7 +13,7 @@ from .draining import together, worker_job
 from .listening import IDLE_CONCURRENCY, RATE, percentile
 from .processes import ProcessError, measured, run
 from .results import Target
-from .server import CHANNEL, QUEUE, TABLE
+from .server import QUEUE, TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,7 +186,7 @@ async def latency_of_ours(bench: Bench, seconds: float) -> Sample:
     """Have an idle worker of `apalis_pgmq` start on single messages sent at random times by plain SQL."""
     async with bench.server.database() as database:
         job = worker_job(bench, database, handler="stamp", concurrency=IDLE_CONCURRENCY)
-        sending = {"urls": [database.url], "table": TABLE, "channel": CHANNEL, "rate": RATE}
+        sending = {"urls": [database.url], "table": TABLE, "rate": RATE}
         async with (
             measured("measured.worker", job, name="apalis-pgmq") as worker,
             measured("measured.sender", sending) as sender,

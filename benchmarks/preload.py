@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from apalis_pgmq.pgmq import create_queue
+
 from .payload import encoded
 from .server import QUEUE
 
@@ -31,7 +33,7 @@ async def preload(
     batch = min(_BATCH, _BATCH_BYTES // size) if size else _BATCH
     connection = await asyncpg.connect(database.url)
     try:
-        await connection.execute("SELECT pgmq.create($1)", queue)
+        await create_queue(database.url, queue)
         insert = await connection.prepare(
             f'INSERT INTO pgmq."q_{queue}" (vt, message) '
             "SELECT now() + make_interval(secs => $2), m::jsonb FROM unnest($1::text[]) AS m"

@@ -21,8 +21,6 @@ import asyncpg
 from benchmarks.child import Meter, serve
 from benchmarks.payload import encoded
 
-from .sender import insert_sql
-
 if TYPE_CHECKING:
     from benchmarks.child import Parent
 
@@ -34,7 +32,14 @@ async def main(parent: Parent, job: dict[str, Any]) -> None:
         for _ in range(job.get("connections", 1)):
             connections.append(await asyncpg.connect(job["url"]))
             stack.push_async_callback(connections[-1].close)
-        one = insert_sql(job["table"], job["channel"])
+        # Announced by the statement itself, not by a trigger beside.
+        await connections[0].execute(f"DROP TRIGGER IF EXISTS apalis_pgmq_notify ON {job['table']}")
+        one = f"""
+            WITH sent AS (
+                INSERT INTO {job["table"]} (vt, message) VALUES (now(), $1::text::jsonb) RETURNING msg_id
+            )
+            SELECT msg_id, pg_notify('{job["channel"]}', '') FROM sent
+        """
         inserts = [await connection.prepare(one) for connection in connections]
         many = await connections[0].prepare(
             f"INSERT INTO {job['table']} (vt, message) SELECT now(), m::jsonb FROM unnest($1::text[]) AS m"

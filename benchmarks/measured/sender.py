@@ -1,8 +1,8 @@
-"""A sender: single messages at random times, each by one INSERT with a NOTIFY, as PGMQ's own trigger sends it.
+"""A sender: single messages at random times, each by one INSERT; the queue's trigger announces them.
 
 Its job:
     urls: the databases to send to.
-    table, channel: of the queue, the same in each.
+    table: of the queue, the same in each.
     rate: messages per second, with exponentially distributed gaps.
 
 Told ``to`` (which database), ``seconds`` and ``first`` (a number), it sends for so long, numbering from there,
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from benchmarks.child import Parent
 
 
-def insert_sql(table: str, channel: str) -> str:
-    """Return the insert of one message: ``$1`` its JSON."""
-    return f"""
-        WITH sent AS (INSERT INTO {table} (vt, message) VALUES (now(), $1::text::jsonb) RETURNING msg_id)
-        SELECT msg_id, pg_notify('{channel}', '') FROM sent
-    """
-
-
 async def main(parent: Parent, job: dict[str, Any]) -> None:
     """Send when told, until told to stop."""
     chance = random.Random(1)  # noqa: S311 - the same gaps in every run
@@ -44,7 +36,11 @@ async def main(parent: Parent, job: dict[str, Any]) -> None:
         for url in job["urls"]:
             connection = await asyncpg.connect(url)
             stack.push_async_callback(connection.close)
-            inserts.append(await connection.prepare(insert_sql(job["table"], job["channel"])))
+            inserts.append(
+                await connection.prepare(
+                    f"INSERT INTO {job['table']} (vt, message) VALUES (now(), $1::text::jsonb)"
+                )
+            )
         parent.tell("ready")
         await parent.hear_soon()
         while "to" in (order := await parent.hear_soon()):

@@ -12,11 +12,10 @@ import asyncpg
 from apalis_pgmq import PgMqBackend
 from benchmarks.draining import worker_job
 from benchmarks.listening import IDLE_CONCURRENCY
-from benchmarks.measured.sender import insert_sql
 from benchmarks.payload import Message, encoded, message
 from benchmarks.processes import ProcessError, measured
 from benchmarks.results import Row, Target
-from benchmarks.server import CHANNEL, QUEUE, TABLE
+from benchmarks.server import QUEUE, TABLE
 
 if TYPE_CHECKING:
     from benchmarks.bench import Bench, Sample
@@ -131,7 +130,9 @@ async def _herd(bench: Bench) -> Sample:
             await worker.say(go=True)
         connection = await asyncpg.connect(database.url)
         stack.push_async_callback(connection.close)
-        insert = await connection.prepare(insert_sql(TABLE, CHANNEL))
+        insert = await connection.prepare(
+            f"INSERT INTO {TABLE} (vt, message) VALUES (now(), $1::text::jsonb)"
+        )
         await asyncio.sleep(_SETTLE)
         before = await _claims(bench, database)
         await asyncio.sleep(quiet)

@@ -126,8 +126,8 @@ def test_further_announcements_do_not_put_the_turn_off(clock: Clock) -> None:
     assert one.woken == 1
 
 
-@pytest.mark.parametrize(("claim", "step"), [(0.0001, 0.005), (0.01, 0.02), (3.0, 0.05)])
-def test_a_step_is_twice_a_claim_within_bounds(clock: Clock, claim: float, step: float) -> None:
+@pytest.mark.parametrize(("claim", "step"), [(0.0001, 0.01), (0.01, 0.03), (3.0, 0.05)])
+def test_a_step_is_three_claims_within_bounds(clock: Clock, claim: float, step: float) -> None:
     one = One(1)
     one.turn.claimed(claim)
     one.turn.announced("7")

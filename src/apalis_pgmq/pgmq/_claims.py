@@ -32,7 +32,7 @@ _SWEEP_INTERVAL: Final = 1.0
 _SHORTEST_OUTLOOK: Final = 1.0
 _LONGEST_OUTLOOK: Final = 30.0
 """Seconds for which a queue is left alone that announces every insert; the time doubles from the one to the
-other as long as nothing comes. Never for longer than a lease: what a worker that dies has claimed since we looked
+other as long as little comes. Never for longer than a lease: what a worker that dies has claimed since we looked
 is then seen before it is due."""
 _AFTER_DUE: Final = 0.001
 """Seconds after which what is due is sure to be visible."""
@@ -66,7 +66,7 @@ class Claims:
         self._longest_outlook = min(self._timeout.total_seconds(), _LONGEST_OUTLOOK)
         self._is_busy = False
         self._begin = _EVER
-        self._claimed_at = self._swept_at = monotonic()
+        self._claimed_at = self._swept_at = self._found_at = monotonic()
         self._sweep: asyncio.Task[None] | None = None
         self._late: datetime | None = None
         self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
@@ -123,7 +123,10 @@ class Claims:
         if len(claims) == limit or (claims and not is_announced):
             return Claimed(claims)
         if claims:
-            self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+            if began - self._found_at < _SHORTEST_OUTLOOK:
+                # Each message leaves a dead entry where its lease would have ended, to be stepped over.
+                self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+            self._found_at = began
         rest = self._poll_interval
         if is_announced:
             rest, self._outlook = self._outlook, min(2 * self._outlook, self._longest_outlook)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SHORTEST_STEP: Final = 0.005
+_SHORTEST_STEP: Final = 0.01
 _LONGEST_STEP: Final = 0.05
 """Seconds from one turn to the next: long enough for a claim to be made and told."""
 _LAST_TURN: Final = 20
@@ -64,7 +64,7 @@ class Turn:
 
     def claimed(self, seconds: float) -> None:
         """Take note of how long a claim takes here, which others should wait for."""
-        self._step = min(max(2 * seconds, _SHORTEST_STEP), _LONGEST_STEP)
+        self._step = min(max(3 * seconds, _SHORTEST_STEP), _LONGEST_STEP)
 
     def announced(self, transaction: str) -> None:
         """A message has been sent by a transaction, whose number it is, if it is one."""
