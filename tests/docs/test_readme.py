@@ -52,6 +52,41 @@ async def test_the_first_program_works_as_written(pgmq_url: str, tmp_path: Path,
     await connection.close()
 
 
+async def test_two_queues_share_their_connections_as_written(
+    pgmq_url: str, db: asyncpg.Connection, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    @dataclass
+    class EmailMessage:
+        to: str
+
+    sent = []
+
+    async def send_email(message: EmailMessage) -> None:
+        sent.append(message.to)
+
+    program = block("shared connections")
+    assert URL in program
+    names = {
+        "EmailMessage": EmailMessage,
+        "Monitor": Monitor,
+        "PgMqBackend": PgMqBackend,
+        "WorkerBuilder": WorkerBuilder,
+        "send_email": send_email,
+    }
+    exec(compile(program.replace(URL, pgmq_url), "README.md", "exec", dont_inherit=True), names)
+    for queue in ("emails", "newsletters"):
+        async with PgMqBackend(pgmq_url, queue, EmailMessage) as backend:
+            await backend.push(EmailMessage(queue))
+    running = asyncio.create_task(names["two_queues"]())
+    try:
+        await eventually(lambda: sorted(sent) == ["emails", "newsletters"])
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    for queue in ("emails", "newsletters"):
+        await db.execute(f"SELECT pgmq.drop_queue('{queue}'::text)")
+
+
 async def test_the_handlers_work_as_written(pgmq_url: str, queue: str) -> None:
     @dataclass
     class EmailMessage:

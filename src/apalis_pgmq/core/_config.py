@@ -43,7 +43,7 @@ class Config:
             the default is 30 s. A live worker extends it while it holds the message; the messages of
             a dead one return within this time.
         poll_interval: how long to wait before asking an empty queue again, 1 ms to 1 hour; the
-            default is 100 ms.
+            default is 100 ms. A queue that announces every insert is asked when something is announced or due.
         max_retries: how often a message that failed is delivered again, 0 to 1,000,000; the default
             is 5. A message is delivered at most ``1 + max_retries`` times, crashes included.
         on_success: ``"delete"`` (the default) or ``"archive"``: what becomes of a handled message.

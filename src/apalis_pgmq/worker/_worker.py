@@ -30,7 +30,7 @@ T = TypeVar("T")
 logger = logging.getLogger("apalis_pgmq")
 
 _SLICE: Final = 0.002
-"""Seconds after which handlers that never wait are made to let the event loop run."""
+"""Seconds for which handlers are started one after the other before the event loop has its turn."""
 
 
 class Batching(NamedTuple):
@@ -114,6 +114,7 @@ class Worker(Generic[T]):
         self._dispatchers = 0
         self._waiting = 0
         self._slice_ends = 0.0
+        self._slice_is_coming = False
         self._failure: Exception | None = None
         self._gathering: asyncio.Lock
         self._owner: asyncio.Task[Any]
@@ -187,6 +188,7 @@ class Worker(Generic[T]):
         """Work until stopped or paused."""
         error: BaseException | None = None
         self._failure = None
+        self._slice_is_coming = False
         owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
@@ -250,9 +252,16 @@ class Worker(Generic[T]):
                 await self._handle(consumer, task, me)
             elif tasks:
                 await self._handle_batch(consumer, tasks, me)
-            if monotonic() > self._slice_ends:
+            while monotonic() > self._slice_ends:
+                # Many handlers that end at once do not start on their next messages at once.
+                if not self._slice_is_coming:
+                    self._slice_is_coming = True
+                    asyncio.get_running_loop().call_soon(self._begin_slice)
                 await asyncio.sleep(0)
-                self._slice_ends = monotonic() + _SLICE
+
+    def _begin_slice(self) -> None:
+        self._slice_is_coming = False
+        self._slice_ends = monotonic() + _SLICE
 
     def _have_another(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
         """Start one more dispatcher, unless there are as many as there may be."""
