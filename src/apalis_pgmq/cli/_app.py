@@ -92,7 +92,7 @@ def bench(
         ),
     ] = None,
     messages: Annotated[
-        int, typer.Option(min=2, max=1_000_000, help="How many messages to drain, and to send at once.")
+        int, typer.Option(min=2, max=200_000, help="How many messages to drain, and to send at once.")
     ] = 20_000,
     concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Of the worker.")] = 50,
     seconds: Annotated[

@@ -73,8 +73,13 @@ def run_bench(options: Options) -> None:
 
 async def _bench(screen: Screen, options: Options) -> Results:
     measuring = asyncio.ensure_future(_measure(screen, options))
+
+    def interrupt() -> None:
+        if not measuring.cancelling():  # a second signal must not interrupt the cleaning up
+            measuring.cancel()
+
     # SIGTERM, too, must leave no queue behind.
-    with stop_signals(measuring.cancel):
+    with stop_signals(interrupt):
         return await measuring
 
 
