@@ -121,7 +121,7 @@ def test_without_a_url_it_is_called_wrongly(cli):
     assert "--url" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "setup"])
+@pytest.mark.parametrize("command", ["demo", "bench", "run", "setup"])
 def test_help_names_the_exit_codes_and_keeps_secrets(cli, command):
     done = cli(command, "--help", APALIS_PGMQ_URL="postgresql://user:hunter2@localhost/db")
     assert done.returncode == 0
@@ -132,7 +132,7 @@ def test_help_names_the_exit_codes_and_keeps_secrets(cli, command):
 def test_without_a_command_help_is_shown(cli):
     done = cli()
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "run", "setup", "--version"))
+    assert all(command in done.stdout for command in ("demo", "bench", "run", "setup", "--version"))
 
 
 def test_version(cli):

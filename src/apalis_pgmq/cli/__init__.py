@@ -1,4 +1,4 @@
-"""The command ``apalis-pgmq``: a demonstration, workers as processes, and the setup of queues.
+"""The command ``apalis-pgmq``: a demonstration, a measurement, workers as processes, and the setup of queues.
 
 Exit codes:
     0: all went well; for ``run`` also a clean stop after a signal.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
@@ -78,6 +79,41 @@ def demo(
 
     with exits():
         run_demo(messages, concurrency)
+
+
+@app.command(epilog=_EPILOG)
+def bench(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="APALIS_PGMQ_URL",
+            help="The database, as postgresql://user:password@host/name; without one, a throw-away server.",
+        ),
+    ] = None,
+    messages: Annotated[
+        int, typer.Option(min=2, max=200_000, help="How many messages to drain, and to send at once.")
+    ] = 20_000,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Of the worker.")] = 50,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            min=1, max=3600, help="How long to measure latency and single pushes, for each contender."
+        ),
+    ] = 5,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the figures to a file, too."),
+    ] = None,
+) -> None:
+    """Measure a server of yours: draining, latency and sending, against bare asyncpg loops in the same run.
+
+    It makes queues of names of their own there, and drops them at the end, also when it is interrupted.
+    """
+    from ._bench import Options, run_bench  # noqa: PLC0415 - the other commands start faster without
+
+    with exits():
+        run_bench(Options(url, messages, concurrency, seconds, json_file))
 
 
 @app.command(epilog=_EPILOG)
