@@ -53,8 +53,7 @@ async def test_a_push_of_another_process_wakes(
         await other.push(Email(str(number)))
         await catcher.got(str(number))
     await other.push_many([Email("a"), Email("b")])
-    await catcher.got("a")
-    await catcher.got("b")
+    await asyncio.gather(catcher.got("a"), catcher.got("b"))
     assert rest.count < 20
 
 
@@ -223,13 +222,20 @@ async def test_a_delay_that_others_hear_of_is_kept_although_the_first_worker_sto
 
 
 async def test_the_message_of_a_killed_worker_returns_when_its_lease_ends(
-    pgmq_url: str, queue: str, db: asyncpg.Connection, other: PgMqBackend[Email], catcher: Catcher
+    pgmq_url: str,
+    queue: str,
+    db: asyncpg.Connection,
+    other: PgMqBackend[Email],
+    rest: Rest,
+    catcher: Catcher,
 ) -> None:
+    """It is not left alone for longer than a lease."""
     held = await raw_insert(db, other.queue, "killed", vt="now() + interval '1 h'")
     config = Config(queue, poll_interval=NEVER, visibility_timeout=2)
     async with PgMqBackend(pgmq_url, config, Email) as backend, running(catcher.worker(backend)):
         await other.push(Email("started"))
         await catcher.got("started")
+        await rest(backend)
         # As a claim does, which nobody announces.
         await db.execute(
             f"UPDATE pgmq.q_{queue} SET vt = now() + interval '2 s', read_ct = 1 WHERE msg_id = $1", held

@@ -77,6 +77,7 @@ class Listener:
         self._subscriptions: list[Subscription] = []
         self._heard: dict[str, list[Callable[[str], None]]] = {}
         self._channels: set[str] = set()
+        self._left: list[tuple[str, int]] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -94,6 +95,8 @@ class Listener:
         subscription.turn.close()
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+            if subscription.turn.rank is not None:
+                self._left.append((subscription.table, subscription.turn.rank))
             self._changed.set()
 
     def suspect(self) -> None:
@@ -161,6 +164,10 @@ class Listener:
 
     async def _probe(self, connection: Connection) -> None:
         """See that the connection lives, which queues announce their inserts, and who comes first."""
+        while self._left:
+            table, rank = self._left[-1]
+            await connection.execute(UNRANK, _key(table), rank)
+            self._left.pop()
         subscriptions = list(self._subscriptions)
         rows = await connection.fetch(ANNOUNCED, [one.table for one in subscriptions])
         announced = {row[0] for row in rows}
@@ -176,7 +183,7 @@ class Listener:
 
     async def _rank(self, connection: Connection, one: Subscription) -> None:
         """Move up as far as others have left."""
-        key = _signed(zlib.crc32(f"apalis-pgmq {one.table}".encode()))
+        key = _key(one.table)
         ours = [
             other.turn.rank
             for other in self._subscriptions
@@ -186,10 +193,16 @@ class Listener:
         [row] = await connection.fetch(
             RANK, key, _RANKS if old is None else old, ours, talk_channel(one.queue)
         )
-        if row[0] is not None:
-            one.turn.rank = row[0]
-            if old is not None:
-                await connection.execute(UNRANK, key, old)
+        if row[0] is None:
+            return
+        if one not in self._subscriptions:
+            # It left meanwhile.
+            self._left.append((one.table, row[0]))
+            self._changed.set()
+            return
+        one.turn.rank = row[0]
+        if old is not None:
+            await connection.execute(UNRANK, key, old)
 
     def _on_notification(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
         for hear in self._heard.get(channel, ()):
@@ -200,6 +213,7 @@ class Listener:
 
     async def _let_go(self, connection: Connection) -> None:
         channels, self._channels = self._channels, set()
+        self._left.clear()
         for one in self._subscriptions:
             one.turn.rank = None
             if one.is_heard:
@@ -215,6 +229,7 @@ class Listener:
         await self._source.release(connection)
 
 
-def _signed(number: int) -> int:
-    """Return an unsigned number of 32 bits as PostgreSQL's ``int``."""
+def _key(table: str) -> int:
+    """Return under which number the ranks of a queue are locked, as PostgreSQL's ``int``."""
+    number = zlib.crc32(f"apalis-pgmq {table}".encode())
     return number - 2**32 if number >= 2**31 else number
