@@ -8,6 +8,7 @@ from typing import Final
 from .model import Break
 from .outages import STAYS_UP
 from .transactions import EXACTLY_ONCE
+from .wakeups import IDLE_IS_QUIET
 
 _DELIVERY: Final = "integration/test_delivery.py::"
 _LEASES: Final = "unit/test_leases.py::"
@@ -348,6 +349,7 @@ BREAKS: Final = (
     *BOUNDED,
     *EXACTLY_ONCE,
     *CLEAN_STOP,
+    *IDLE_IS_QUIET,
     *STAYS_UP,
     *BOUNDS,
     *CHAOS,
