@@ -117,3 +117,11 @@ def test_a_handler_of_another_message_type_is_refused() -> None:
 
     with pytest.raises(HandlerError, match="takes Mailer"):
         build(memory(), handler)
+
+
+def test_a_handler_may_close_over_what_comes_later() -> None:
+    async def handler(message: Email, attempt: Attempt) -> None:
+        worker.stop()
+
+    worker = build(memory(), handler)
+    assert worker.name == "worker"

@@ -6,6 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
@@ -232,7 +233,10 @@ def _annotation(handler: Callable[..., Any], parameter: inspect.Parameter) -> An
     function = inspect.unwrap(function)
     names = {**getattr(function, "__globals__", {})}
     if inspect.isfunction(function):
-        names |= inspect.getclosurevars(function).nonlocals
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            # What its closure will have later, the worker itself say, is no annotation.
+            with suppress(ValueError):
+                names[name] = cell.cell_contents
     try:
         return eval(annotation, names)  # noqa: S307 - the annotation is the program's own text
     except (NameError, AttributeError, SyntaxError, TypeError):
