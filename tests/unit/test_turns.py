@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apalis_pgmq.pgmq import _turns
-from apalis_pgmq.pgmq._turns import DRAINED, HERE, Turn, visible_in
+from apalis_pgmq.pgmq._turns import DRAINED, HERE, LOOK, Turn, visible_in
 
 STEP = 0.05
 COMPANY = 100.0
@@ -232,6 +232,17 @@ def test_nobody_waits_longer_than_the_last(clock: Clock) -> None:
     one = One(15, load=1.0)
     one.turn.announced("7")
     assert steps_until_woken(one, clock) == 20
+
+
+def test_who_has_its_hands_full_has_the_next_one_look(clock: Clock) -> None:
+    one = One(1)
+    one.turn.told(f"{LOOK}7")
+    clock.go(STEP)
+    assert one.woken == 1
+    one.turn.told(f"{LOOK}9")
+    one.turn.told(f"{DRAINED}10:10:")
+    clock.go(10)
+    assert one.woken == 1
 
 
 def test_close_wakes_nobody(clock: Clock) -> None:

@@ -142,8 +142,8 @@ class Statements:
         claim: ``$1`` how many, ``$2`` for how long, ``$3`` visible since when; oldest visibility first. Returns
             when each was visible since as well.
         claim_rest: the same, and a last row with, in its last column, in how many seconds the next message is
-            due, looked for ``$4`` seconds ahead. If there are fewer messages than asked for, ``$5`` being
-            a channel, the others are told so.
+            due, looked for ``$4`` seconds ahead. ``$5`` being a channel, the others are told whether there are fewer
+            messages than asked for.
         late: whether there is a visible message of before ``$1``, and since when.
         extend: fence, ``$4`` the new ``vt`` of each.
         delete: fence.
@@ -313,9 +313,12 @@ class Statements:
             claim=f"WITH {next_ones} {lease}",
             claim_rest=f"""
                 WITH {next_ones}, claimed AS ({lease}), told AS MATERIALIZED (
-                    SELECT pg_notify($5::text, 'drained ' || pg_current_snapshot()::text)
-                    WHERE $5::text IS NOT NULL AND (SELECT count(*) FROM next) < $1::int
-                      AND length(pg_current_snapshot()::text) < 7000
+                    SELECT pg_notify($5::text, CASE
+                        WHEN (SELECT count(*) FROM next) < $1::int
+                        THEN 'drained ' || pg_current_snapshot()::text
+                        ELSE 'look ' || pg_current_xact_id()::text
+                    END)
+                    WHERE $5::text IS NOT NULL AND length(pg_current_snapshot()::text) < 7000
                 )
                 SELECT *, NULL::float8 FROM claimed
                 UNION ALL

@@ -31,6 +31,9 @@ _MOST_DIGITS: Final = 20
 
 DRAINED: Final = "drained "
 """Begins what is told by whoever claimed all that was visible; its snapshot follows."""
+LOOK: Final = "look "
+"""Begins what is told by whoever claimed as much as it could; the number of its transaction follows. It may have no
+time any more for what falls due, of which it alone may know."""
 HERE: Final = "here"
 """Is told now and then by all but the first in turn, so that the first knows that it is not alone."""
 
@@ -83,6 +86,8 @@ class Turn:
         """Another, or this one itself, has told the others something."""
         if text == HERE:
             self._company_until = monotonic() + self._company_lasts
+        elif text.startswith(LOOK):
+            self.announced(text.removeprefix(LOOK))
         elif text.startswith(DRAINED) and self._timer is not None and self._is_provable:
             with suppress(ValueError):
                 if all(map(visible_in(text.removeprefix(DRAINED)), self._pending)):
