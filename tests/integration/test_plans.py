@@ -14,7 +14,7 @@ from apalis_pgmq.pgmq._sql import Statements
 FENCE = "ARRAY[1, 2]::bigint[], ARRAY[1, 1]::int[], ARRAY[now(), now()]::timestamptz[]"
 STATEMENTS = {
     "claim": "100, interval '30 s', '-infinity'::timestamptz",
-    "claim_rest": "100, interval '30 s', '-infinity'::timestamptz, 30::float8, NULL::text",
+    "claim_rest": "100, interval '30 s', '-infinity'::timestamptz, 30::float8, NULL::text, true",
     "late": "now()",
     "extend": f"{FENCE}, ARRAY[now(), now()]::timestamptz[]",
     "delete": FENCE,

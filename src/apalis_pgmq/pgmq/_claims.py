@@ -65,6 +65,7 @@ class Claims:
         self._talk = talk_channel(config.queue)
         self._longest_outlook = min(self._timeout.total_seconds(), _LONGEST_OUTLOOK)
         self._is_busy = False
+        self._was_full = False
         self._begin = _EVER
         self._claimed_at = self._swept_at = self._found_at = monotonic()
         self._sweep: asyncio.Task[None] | None = None
@@ -114,13 +115,15 @@ class Claims:
             _EVER,
             self._outlook if is_announced else self._poll_interval,
             self._talk if turn.has_company else None,
+            not self._was_full,
         )
         turn.claimed(monotonic() - began)
         [due] = [row[-1] for row in rows if row[0] is None]
         rows = [row for row in rows if row[0] is not None]
         self._go_on(rows)
         claims = self._claims(rows, began + self._timeout.total_seconds())
-        if len(claims) == limit or (claims and not is_announced):
+        self._was_full = len(claims) == limit
+        if self._was_full or (claims and not is_announced):
             return Claimed(claims)
         if claims:
             if began - self._found_at < _SHORTEST_OUTLOOK:

@@ -142,8 +142,8 @@ class Statements:
         claim: ``$1`` how many, ``$2`` for how long, ``$3`` visible since when; oldest visibility first. Returns
             when each was visible since as well.
         claim_rest: the same, and a last row with, in its last column, in how many seconds the next message is
-            due, looked for ``$4`` seconds ahead. ``$5`` being a channel, the others are told whether there are fewer
-            messages than asked for.
+            due, looked for ``$4`` seconds ahead. ``$5`` being a channel, the others are told if there are fewer
+            messages than asked for and, with ``$6``, if there are not.
         late: whether there is a visible message of before ``$1``, and since when.
         extend: fence, ``$4`` the new ``vt`` of each.
         delete: fence.
@@ -319,6 +319,7 @@ class Statements:
                         ELSE 'look ' || pg_current_xact_id()::text
                     END)
                     WHERE $5::text IS NOT NULL AND length(pg_current_snapshot()::text) < 7000
+                      AND ($6::bool OR (SELECT count(*) FROM next) < $1::int)
                 )
                 SELECT *, NULL::float8 FROM claimed
                 UNION ALL
