@@ -280,8 +280,7 @@ class TestShared:
             assert 4 <= await db.fetchval(CONNECTIONS, queue) <= 7
             for name in names:
                 await raw_insert(db, name, f"raw {name}")
-            for name in names:
-                await catcher.got(f"raw {name}")
+            await asyncio.gather(*(catcher.got(f"raw {name}") for name in names))
         await eventually(lambda: _is(db, CONNECTIONS, queue, 0))
 
     async def test_the_last_consumer_takes_all_but_the_sending_connections_with_it(
