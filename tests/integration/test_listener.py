@@ -219,8 +219,8 @@ class TestCost:
                 await rest(backend, quiet=0.1)
             assert rest.count - before <= 6
 
-    @pytest.mark.parametrize("concurrency", [1, 5])
-    async def test_of_ten_idle_workers_one_or_two_claim(
+    @pytest.mark.parametrize(("concurrency", "most"), [(1, 3), (5, 2)])
+    async def test_of_ten_idle_workers_few_claim(
         self,
         pgmq_url: str,
         queue: str,
@@ -230,8 +230,9 @@ class TestCost:
         eventually: Eventually,
         quick_probes: None,
         concurrency: int,
+        most: int,
     ) -> None:
-        """Each has connections of its own, as ten processes have."""
+        """Each has connections of its own; one that had no room for more asks again."""
         async with AsyncExitStack() as stack:
             backends = []
             for number in range(10):
@@ -247,8 +248,8 @@ class TestCost:
                 await catcher.got(str(number))
                 await rest(*backends, quiet=0.3)
                 claims.append(rest.count - before)
-        assert statistics.median(claims) <= 2, claims
-        assert statistics.mean(claims) <= 4, claims
+        assert statistics.median(claims) <= most, claims
+        assert statistics.mean(claims) <= most + 1, claims
 
 
 class TestShared:
@@ -279,8 +280,7 @@ class TestShared:
             assert 4 <= await db.fetchval(CONNECTIONS, queue) <= 7
             for name in names:
                 await raw_insert(db, name, f"raw {name}")
-            for name in names:
-                await catcher.got(f"raw {name}")
+            await asyncio.gather(*(catcher.got(f"raw {name}") for name in names))
         await eventually(lambda: _is(db, CONNECTIONS, queue, 0))
 
     async def test_the_last_consumer_takes_all_but_the_sending_connections_with_it(
