@@ -56,7 +56,7 @@ IDLE_IS_QUIET: Final = (
         file="pgmq/_turns.py",
         old="return self._step * min(turn, _LAST_TURN)",
         new="return 0.0",
-        tests=(_LISTENER + "TestCost::test_of_ten_idle_workers_one_or_two_claim",),
+        tests=(_LISTENER + "TestCost::test_of_ten_idle_workers_few_claim",),
     ),
     Break(
         name="turns-cancelled-without-proof",

@@ -12,6 +12,7 @@ from apalis_pgmq.core import ApalisError, TaskId
 from apalis_pgmq.delivery import Claim, Claimed
 
 from ._listener import talk_channel
+from ._sql import HAVE_LOOK
 
 if TYPE_CHECKING:
     from apalis_pgmq.core import Config
@@ -34,6 +35,8 @@ _LONGEST_OUTLOOK: Final = 30.0
 """Seconds for which a queue is left alone that announces every insert; the time doubles from the one to the
 other as long as little comes. Never for longer than a lease: what a worker that dies has claimed since we looked
 is then seen before it is due."""
+_FAREWELL: Final = 1.0
+"""Seconds that telling the others may take at the end."""
 _AFTER_DUE: Final = 0.001
 """Seconds after which what is due is sure to be visible."""
 
@@ -81,10 +84,14 @@ class Claims:
         return await self._claim_rest(limit)
 
     async def close(self) -> None:
-        """End what is under way."""
+        """End what is under way, and have the others look: we alone may know what is due."""
         if self._sweep is not None:
             self._sweep.cancel()
             await asyncio.gather(self._sweep, return_exceptions=True)
+        if self._subscription.is_heard and self._subscription.turn.has_company:
+            with suppress(ApalisError, TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self._lane.fetch(HAVE_LOOK, self._talk)
 
     async def _claim_on(self, limit: int) -> list[Claim]:
         """Claim under load, from where the last claim ended."""
@@ -100,7 +107,7 @@ class Claims:
             self._begin = min(self._begin, self._late)
             self._late = None
         rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
-        self._go_on(rows)
+        self._go_on(rows, is_busy=len(rows) >= _MANY)
         return self._claims(rows, now + self._timeout.total_seconds())
 
     async def _claim_rest(self, limit: int) -> Claimed:
@@ -120,9 +127,9 @@ class Claims:
         turn.claimed(monotonic() - began)
         [due] = [row[-1] for row in rows if row[0] is None]
         rows = [row for row in rows if row[0] is not None]
-        self._go_on(rows)
+        self._was_full = len(rows) == limit
+        self._go_on(rows, is_busy=self._was_full and len(rows) >= _MANY)
         claims = self._claims(rows, began + self._timeout.total_seconds())
-        self._was_full = len(claims) == limit
         if self._was_full or (claims and not is_announced):
             return Claimed(claims)
         if claims:
@@ -144,9 +151,9 @@ class Claims:
             if late := await self._lane.fetch(self._statements.late, begin):
                 self._late = late[0][0]
 
-    def _go_on(self, rows: list[Any]) -> None:
+    def _go_on(self, rows: list[Any], *, is_busy: bool) -> None:
         self._claimed_at = monotonic()
-        self._is_busy = len(rows) >= _MANY
+        self._is_busy = is_busy
         if not self._is_busy:
             self._begin = _EVER
             return

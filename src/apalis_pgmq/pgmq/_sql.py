@@ -62,6 +62,8 @@ SELECT (
 """Take the lowest free number below ``$2``, as an advisory lock of the session, which holds ``$3`` already."""
 UNRANK: Final = "SELECT pg_advisory_unlock($1::int, $2::int)"
 
+HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::text)"
+"""Have the other workers of a queue look for messages, on their channel."""
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
 NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"

@@ -70,10 +70,10 @@ class PgMqStore:
         if self._claims is None or self._subscription is None:
             return
         claims, self._claims = self._claims, None
-        self._pool.listener.unsubscribe(self._subscription)
         try:
             await claims.close()
         finally:
+            self._pool.listener.unsubscribe(self._subscription)
             await self._pool.release()
 
     async def claim(self, limit: int) -> Claimed:
