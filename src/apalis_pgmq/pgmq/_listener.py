@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from apalis_pgmq.core import ApalisError
 from apalis_pgmq.delivery import Backoff
 
-from ._connect import is_pooled, statement_timeout
+from ._connect import bounded, is_pooled, statement_timeout
 from ._errors import DRIVER_ERRORS
 from ._sql import ANNOUNCED, RANK, UNRANK, insert_channel, queue_table
 from ._turns import Turn
@@ -117,7 +117,7 @@ class Listener:
             try:
                 connection = await self._source.connect()
                 try:
-                    if await is_pooled(connection):
+                    if await bounded(is_pooled(connection)):
                         logger.info(
                             "%s is behind a pooler, which nobody can listen through: polling instead",
                             self._source.address,
@@ -129,6 +129,8 @@ class Listener:
             except (*DRIVER_ERRORS, ApalisError) as error:
                 # Whoever claims finds out as well, and says so.
                 logger.debug("%s: listening ended: %s", self._source.address, error)
+            except Exception:
+                logger.exception("%s: listening failed, polling meanwhile", self._source.address)
             if monotonic() - began > PROBE_INTERVAL:
                 backoff.reset()
             await asyncio.sleep(backoff.delay())
@@ -138,9 +140,8 @@ class Listener:
         connection.add_termination_listener(self._on_end)
         while not connection.is_closed():
             self._changed.clear()
-            async with statement_timeout():
-                await self._tune_in(connection)
-                await self._probe(connection)
+            await self._tune_in(connection)
+            await self._probe(connection)
             try:
                 async with asyncio.timeout(PROBE_INTERVAL):
                     await self._changed.wait()
@@ -156,20 +157,20 @@ class Listener:
             heard.setdefault(talk_channel(one.queue), []).append(one.turn.told)
         self._heard = heard
         for channel in heard.keys() - self._channels:
-            await connection.add_listener(channel, self._on_notification)
+            await bounded(connection.add_listener(channel, self._on_notification))
             self._channels.add(channel)
         for channel in self._channels - heard.keys():
-            await connection.remove_listener(channel, self._on_notification)
+            await bounded(connection.remove_listener(channel, self._on_notification))
             self._channels.discard(channel)
 
     async def _probe(self, connection: Connection) -> None:
         """See that the connection lives, which queues announce their inserts, and who comes first."""
         while self._left:
             table, rank = self._left[-1]
-            await connection.execute(UNRANK, _key(table), rank)
+            await bounded(connection.execute(UNRANK, _key(table), rank))
             self._left.pop()
         subscriptions = list(self._subscriptions)
-        rows = await connection.fetch(ANNOUNCED, [one.table for one in subscriptions])
+        rows = await bounded(connection.fetch(ANNOUNCED, [one.table for one in subscriptions]))
         announced = {row[0] for row in rows}
         for one in subscriptions:
             if one.turn.rank != 0:
@@ -190,8 +191,8 @@ class Listener:
             if other.table == one.table and other.turn.rank is not None
         ]
         old = one.turn.rank
-        [row] = await connection.fetch(
-            RANK, key, _RANKS if old is None else old, ours, talk_channel(one.queue)
+        [row] = await bounded(
+            connection.fetch(RANK, key, _RANKS if old is None else old, ours, talk_channel(one.queue))
         )
         if row[0] is None:
             return
@@ -202,7 +203,7 @@ class Listener:
             return
         one.turn.rank = row[0]
         if old is not None:
-            await connection.execute(UNRANK, key, old)
+            await bounded(connection.execute(UNRANK, key, old))
 
     def _on_notification(self, _connection: object, _pid: int, channel: str, payload: object) -> None:
         for hear in self._heard.get(channel, ()):
