@@ -1,8 +1,15 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+
+from apalis_pgmq import Worker
+from apalis_pgmq.pgmq import _connect
 
 
 @dataclass
@@ -16,6 +23,28 @@ def as_role(url: str, role: str, password: str = "secret") -> str:
     """The same URL for another role."""
     parts = urlsplit(url)
     return parts._replace(netloc=f"{role}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+@asynccontextmanager
+async def running(worker: Worker[Any]) -> AsyncIterator[None]:
+    """Run a worker for the length of a block, then stop it and see that it ends well."""
+    run = asyncio.create_task(worker.run())
+    try:
+        yield
+        worker.stop()
+        async with asyncio.timeout(30):
+            await run
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement counts as lost after a second."""
+    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
+    monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(_connect, "_RELEASE_TIMEOUT", 0.2)
 
 
 class Table:

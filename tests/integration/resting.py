@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -21,19 +20,6 @@ PROMPT = 3.0
 """Seconds in which what is awaited comes, on a busy machine too; what nobody announces takes far longer."""
 NEVER = 3600
 """A poll interval that helps nobody."""
-
-
-@asynccontextmanager
-async def running(worker: Worker[Any]) -> AsyncIterator[None]:
-    run = asyncio.create_task(worker.run())
-    try:
-        yield
-        worker.stop()
-        async with asyncio.timeout(30):
-            await run
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
 
 
 class Catcher:

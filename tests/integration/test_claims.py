@@ -15,8 +15,8 @@ from apalis_pgmq.pgmq import _claims
 from apalis_pgmq.pgmq._claims import Claims
 from apalis_pgmq.pgmq._listener import Subscription
 
-from .conftest import Email
-from .resting import Catcher, raw_insert, running
+from .conftest import Email, running
+from .resting import Catcher, raw_insert
 
 Eventually = Callable[..., Awaitable[None]]
 

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from apalis_pgmq import Config, Event, LeaseLost, PgMqBackend, PgMqUnavailableError, Worker, WorkerBuilder
+from apalis_pgmq import Config, Event, LeaseLost, PgMqBackend, PgMqUnavailableError, WorkerBuilder
 from apalis_pgmq.embedded import EmbeddedServer
 from apalis_pgmq.pgmq import _connect
 from tests.chaos.proxy import Proxy
 
-from .conftest import Email, Table, as_role
+from .conftest import Email, Table, as_role, running
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -37,27 +37,6 @@ own_server = pytest.mark.skipif(
 async def proxy(pgmq_url: str) -> AsyncIterator[Proxy]:
     async with Proxy(pgmq_url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement counts as lost after a second."""
-    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
-    monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 1.0)
-    monkeypatch.setattr(_connect, "_RELEASE_TIMEOUT", 0.2)
-
-
-@asynccontextmanager
-async def running(worker: Worker[Any]) -> AsyncIterator[None]:
-    run = asyncio.create_task(worker.run())
-    try:
-        yield
-        worker.stop()
-        async with asyncio.timeout(30):
-            await run
-    finally:
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
 
 
 class Handler:

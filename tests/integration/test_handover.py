@@ -6,8 +6,8 @@ import pytest
 
 from apalis_pgmq import Config, PgMqBackend, WorkerBuilder
 
-from .conftest import Email
-from .resting import NEVER, PROMPT, Catcher, Rest, rest, running
+from .conftest import Email, running
+from .resting import NEVER, PROMPT, Catcher, Rest, rest
 
 __all__ = ["rest"]
 

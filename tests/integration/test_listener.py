@@ -10,11 +10,11 @@ import asyncpg
 import pytest
 
 from apalis_pgmq import Config, PgMqBackend, PgMqPool, PgMqUnavailableError
-from apalis_pgmq.pgmq import _connect, _listener
+from apalis_pgmq.pgmq import _listener
 from tests.chaos.proxy import Proxy
 
-from .conftest import Email, Table
-from .resting import NEVER, Catcher, Rest, raw_insert, rest, running, subscriptions
+from .conftest import Email, Table, running
+from .resting import NEVER, Catcher, Rest, raw_insert, rest, subscriptions
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -44,13 +44,6 @@ def named_url(pgmq_url: str, queue: str) -> str:
 async def proxy(named_url: str) -> AsyncIterator[Proxy]:
     async with Proxy(named_url) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
-    monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 1.0)
-    monkeypatch.setattr(_connect, "_RELEASE_TIMEOUT", 0.2)
 
 
 @pytest.fixture

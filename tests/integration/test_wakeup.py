@@ -11,8 +11,8 @@ from apalis_pgmq import AbortError, Config, PgMqBackend, RetryAfterError, Worker
 from apalis_pgmq.pgmq import _listener
 from apalis_pgmq.pgmq._sql import insert_channel
 
-from .conftest import Email, Table
-from .resting import NEVER, PROMPT, Catcher, Rest, pgmq_send, raw_insert, rest, running, subscriptions
+from .conftest import Email, Table, running
+from .resting import NEVER, PROMPT, Catcher, Rest, pgmq_send, raw_insert, rest, subscriptions
 from .test_recovery import pgbouncer_url
 
 Eventually = Callable[..., Awaitable[None]]

@@ -206,7 +206,8 @@ class PgMqBackend(QueueBackend[T]):
             wait = duration("delay", delay, allow_zero=True)
             payloads = map(self._encode, messages)
             ids = await self._sink.send_many(payloads, len(messages), encode_headers(headers), wait)
-            self._poke()
+            if not wait:
+                self._poke()
             return ids
         encoded = [self._encode(message) for message in messages]
         return await self._send(encoded, delay, headers, connection) if encoded else []

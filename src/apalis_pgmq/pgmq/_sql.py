@@ -15,7 +15,11 @@ from typing import Final
 
 SCHEMA: Final = "pgmq"
 
-INSPECT: Final = """
+NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
+_ANNOUNCES: Final = f"t.tgname = '{NOTIFY_TRIGGER}' AND t.tgenabled IN ('O', 'A')"
+"""Whether a trigger ``t`` is ours, and enabled."""
+
+INSPECT: Final = f"""
 SELECT
     n.oid IS NOT NULL AS has_schema,
     coalesce(has_schema_privilege(n.oid, 'USAGE'), false) AS has_usage,
@@ -33,8 +37,7 @@ SELECT
     ) AS has_last_read_at,
     EXISTS (
         SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-        WHERE c.relnamespace = n.oid AND c.relname = $1::text
-          AND t.tgname = 'apalis_pgmq_notify' AND t.tgenabled IN ('O', 'A')
+        WHERE c.relnamespace = n.oid AND c.relname = $1::text AND {_ANNOUNCES}
     ) AS is_announced,
     EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgmq') AS is_available
 FROM (VALUES (1)) AS one LEFT JOIN pg_namespace AS n ON n.nspname = 'pgmq'
@@ -45,10 +48,9 @@ everybody may."""
 SETUP_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('apalis-pgmq setup', 0))"
 SESSION: Final = "SELECT state, state_change FROM pg_stat_activity WHERE pid = $1::int"
 """What a session is at, by its process id; whose it is may see it."""
-ANNOUNCED: Final = """
+ANNOUNCED: Final = f"""
 SELECT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-WHERE c.relnamespace = 'pgmq'::regnamespace AND c.relname = ANY ($1::text[])
-  AND t.tgname = 'apalis_pgmq_notify' AND t.tgenabled IN ('O', 'A')
+WHERE c.relnamespace = 'pgmq'::regnamespace AND c.relname = ANY ($1::text[]) AND {_ANNOUNCES}
 """
 """Which of these tables announce every insert."""
 
@@ -65,7 +67,6 @@ UNRANK: Final = "SELECT pg_advisory_unlock($1::int, $2::int)"
 HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::text)"
 """Have the other workers of a queue look for messages, on their channel."""
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
-NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
 
 NOTIFY_FUNCTION: Final = """

@@ -229,8 +229,6 @@ class Transactions:
                         await asyncio.sleep(backoff.delay())
         except TimeoutError:
             return False
-        finally:
-            await lane.close()
 
     async def _take(self) -> Connection:
         while self._spare:
