@@ -440,13 +440,14 @@ async def test_one_lost_message_does_not_fail_the_rest_of_its_batch(
     backend: PgMqBackend[Email], db: asyncpg.Connection, effects: str, table: Table, eventually: Eventually
 ) -> None:
     runs = []
+    inside, release = asyncio.Event(), asyncio.Event()
 
     async def handler(batch: Batch[Email], tx: Transaction) -> None:
         runs.append(sorted(batch.messages, key=lambda message: message.to))
         for message in batch.messages:
             await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", message.to)
-        if len(runs) == 1:
-            await db.execute(f"DELETE FROM pgmq.q_{table.queue} WHERE msg_id = 2")
+        inside.set()
+        await release.wait()
 
     await backend.push_many([Email(to) for to in ("a", "b", "c")])
     worker = (
@@ -458,6 +459,9 @@ async def test_one_lost_message_does_not_fail_the_rest_of_its_batch(
         .build(handler)
     )
     async with Running(worker):
+        await inside.wait()
+        await db.execute(f"DELETE FROM pgmq.q_{table.queue} WHERE msg_id = 2")
+        release.set()
         await eventually(table.is_empty)
     assert await who(db, effects) == ["a", "c"]
     assert await table.dead() == []
