@@ -125,7 +125,7 @@ FENCED: Final = (
         name="fence-without-vt",
         promise="Fenced",
         file="pgmq/_sql.py",
-        old=" AND m.vt = f.vt",
+        old=" AND m.vt = ($4::timestamptz[])[f.vt_number]",
         new="",
         tests=(
             _DELIVERY + "TestFence::test_late_settlements_change_nothing",
@@ -137,7 +137,7 @@ FENCED: Final = (
         name="fence-by-id-alone",
         promise="Fenced",
         file="pgmq/_sql.py",
-        old=" AND m.read_ct = f.read_ct AND m.vt = f.vt",
+        old=" AND m.read_ct = f.read_ct AND m.vt = ($4::timestamptz[])[f.vt_number]",
         new="",
         tests=(
             _DELIVERY + "TestFence::test_late_settlements_change_nothing",

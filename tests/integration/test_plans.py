@@ -11,7 +11,7 @@ import pytest
 from apalis_pgmq.pgmq._pool import _CLAIMING, _PLANNING
 from apalis_pgmq.pgmq._sql import Statements
 
-FENCE = "ARRAY[1, 2]::bigint[], ARRAY[1, 1]::int[], ARRAY[now(), now()]::timestamptz[]"
+FENCE = "ARRAY[1, 2]::bigint[], ARRAY[1, 1]::int[], ARRAY[1, 1]::int[], ARRAY[now()]::timestamptz[]"
 STATEMENTS = {
     "claim": "100, interval '30 s', '-infinity'::timestamptz",
     "claim_rest": "100, interval '30 s', '-infinity'::timestamptz, 30::float8, NULL::text, true",
@@ -58,7 +58,8 @@ class Planned:
         finally:
             await transaction.rollback()
         plan = json.loads(text)[0]["Plan"]
-        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], plan["Actual Rows"]
+        [lease] = [node for node in nodes(plan) if node["Node Type"] == "ModifyTable"]
+        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], lease["Actual Rows"]
 
     async def assert_all_by_index(self) -> None:
         for name in STATEMENTS:
