@@ -102,7 +102,7 @@ ONE_OWNER: Final = (
         name="max-lease-forgotten",
         promise="One owner at a time",
         file="delivery/_consumer.py",
-        old="now + self._max_lease",
+        old="time.monotonic() + self._max_lease",
         new="math.inf",
         tests=(
             _DELIVERY + "test_a_handler_that_hangs_is_let_go_after_max_lease",

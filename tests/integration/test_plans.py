@@ -11,7 +11,7 @@ import pytest
 from apalis_pgmq.pgmq._pool import _CLAIMING, _PLANNING
 from apalis_pgmq.pgmq._sql import Statements
 
-FENCE = "ARRAY[1, 2]::bigint[], ARRAY[1, 1]::int[], ARRAY[1, 1]::int[], ARRAY[now()]::timestamptz[]"
+FENCE = "'{1, 2}', '{1, 1}', '{1, 1}', ARRAY[now()]::timestamptz[]"
 STATEMENTS = {
     "claim": "100, interval '30 s', '-infinity'::timestamptz",
     "claim_rest": "100, interval '30 s', '-infinity'::timestamptz, 30::float8, NULL::text, true",
@@ -21,6 +21,7 @@ STATEMENTS = {
     "archive": FENCE,
     "give_back": f"{FENCE}, ARRAY[interval '1 s', interval '1 s'], ARRAY[1, 1]::int[]",
     "present": "ARRAY[1, 2]::bigint[]",
+    "insert_part": "'{}', NULL, interval '0', 1",
     "insert": "ARRAY['{}', '{}'], ARRAY[NULL, NULL]::text[], ARRAY[interval '0', interval '0']",
 }
 MOST_BUFFERS = 3000

@@ -6,7 +6,8 @@ its own connections changes nothing.
 
 A *fence* names messages by ``msg_id``, ``read_ct`` and ``vt``: a statement touches a message only while all
 three match, which they do only for whoever claimed it last. Messages that were claimed together have the same ``vt``:
-it travels once, and each message has a number of its own for it.
+it travels once, and each message has a number of its own for it. The other parts are arrays in their text form:
+asyncpg looks at each element of a list for a long time.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ updates a row that all senders of a queue share, for each message."""
 _LONGEST_CHANNEL: Final = 63
 """PostgreSQL's bound, in bytes."""
 _FENCE: Final = "m.msg_id = f.msg_id AND m.read_ct = f.read_ct AND m.vt = ($4::timestamptz[])[f.vt_number]"
-_FENCE_ARRAYS: Final = "$1::bigint[], $2::int[], $3::int[]"
+_FENCE_ARRAYS: Final = "$1::text::bigint[], $2::text::int[], $3::text::int[]"
 _FENCE_COLUMNS: Final = "msg_id, read_ct, vt_number"
 _LARGE: Final = 64 * 1024
 """Bytes of a message from which on it is returned in a row of its own: a value of PostgreSQL's is 1 GiB at most."""
@@ -164,10 +165,10 @@ class Statements:
         delete_last, archive_last: fence, ``$5`` milliseconds; as the last statement of a transaction whose commit
             must follow within that time.
         present: ``$1`` ids.
-        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted. Announces the
-            messages, unless the queue's trigger does.
-        insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
-            ``$4`` how many follow in further statements; otherwise as `insert`.
+        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns an array of ids, in that order when sorted.
+            Announces the messages, unless the queue's trigger does.
+        insert_part: of a transaction that sends many: ``$1`` payloads, a line each, ``$2`` their headers, ``$3`` their
+            delay, ``$4`` how many are not sent yet, with these; otherwise as `insert`.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -307,19 +308,17 @@ class Statements:
         insert_part = f"""
             INSERT INTO {q} (vt, message, headers)
             SELECT
-                now() + $3::interval
-                    - ($4::int + cardinality($1::text[]) - m.position) * interval '1 microsecond',
+                now() + $3::interval - ($4::int - m.position) * interval '1 microsecond',
                 m.message::jsonb, $2::text::jsonb
-            FROM unnest($1::text[]) WITH ORDINALITY AS m (message, position)
+            FROM unnest(string_to_array($1::text, E'\n')) WITH ORDINALITY AS m (message, position)
             RETURNING msg_id
         """
 
         def announced(insert: str) -> str:
-            if is_announced:
-                return insert
+            told = "" if is_announced else f", told AS MATERIALIZED (SELECT {announcement})"
             return f"""
-                WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
-                SELECT msg_id FROM sent, told
+                WITH sent AS ({insert}){told}
+                SELECT array_agg(msg_id) FROM sent{"" if is_announced else ", told"}
             """
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would

@@ -198,7 +198,12 @@ class Fence:
                 self.ids.append(claim.id)
                 read_cts.append(claim.read_ct)
                 vt_numbers.append(numbers.setdefault(vt, len(numbers) + 1))
-        self.arrays = (self.ids, read_cts, vt_numbers, list(numbers))
+        self.arrays = (_as_text(self.ids), _as_text(read_cts), _as_text(vt_numbers), list(numbers))
+
+
+def _as_text(numbers: Sequence[int]) -> str:
+    """Return numbers as an array of PostgreSQL's."""
+    return "{" + str(numbers)[1:-1] + "}"
 
 
 def ids_of(rows: Sequence[Sequence[list[TaskId] | None]]) -> AbstractSet[TaskId]:

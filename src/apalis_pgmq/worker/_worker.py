@@ -205,8 +205,7 @@ class Worker(Generic[T]):
             async with self._consumer as consumer:
                 self._outcomes.emit(Started(worker=self.name, queue=self._queue))
                 async with asyncio.TaskGroup() as group:
-                    self._dispatchers = 1
-                    self._waiting = 0
+                    self._dispatchers = self._waiting = 1
                     self._gathering = asyncio.Lock()
                     group.create_task(self._dispatch(consumer, group))
             error = self._failure
@@ -228,17 +227,21 @@ class Worker(Generic[T]):
         """
         me = asyncio.current_task()
         assert me is not None
+        task: Task[Any] | None = None
+        tasks: list[Task[Any]] = []
         while not self._is_cancelled:
             if self._calling.lacks_threads:
+                self._waiting -= 1
                 self._have_another(consumer, group)
                 await self._calling.threads_back(consumer)
-            tasks: list[Task[Any]] = []
-            self._waiting += 1
+                self._waiting += 1
             try:
-                if self._batching is None:
-                    task = await anext(consumer)
-                else:
+                if monotonic() > self._slice_ends:
+                    await self._next_slice()
+                if self._batching is not None:
                     tasks = await self._gather(consumer, self._batching)
+                elif (task := consumer.take()) is None:
+                    task = await anext(consumer)
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - raised again by `_work`, when handlers are done
@@ -248,16 +251,19 @@ class Worker(Generic[T]):
                 self._waiting -= 1
             if not self._waiting:
                 self._have_another(consumer, group)
-            if self._batching is None:
+            if task is not None:
                 await self._handle(consumer, task, me)
             elif tasks:
                 await self._handle_batch(consumer, tasks, me)
-            while monotonic() > self._slice_ends:
-                # Many handlers that end at once do not start on their next messages at once.
-                if not self._slice_is_coming:
-                    self._slice_is_coming = True
-                    asyncio.get_running_loop().call_soon(self._begin_slice)
-                await asyncio.sleep(0)
+            self._waiting += 1
+
+    async def _next_slice(self) -> None:
+        """Give the event loop its turn: many handlers that end at once do not start on their next messages at once."""
+        while monotonic() > self._slice_ends:
+            if not self._slice_is_coming:
+                self._slice_is_coming = True
+                asyncio.get_running_loop().call_soon(self._begin_slice)
+            await asyncio.sleep(0)
 
     def _begin_slice(self) -> None:
         self._slice_is_coming = False
@@ -267,6 +273,7 @@ class Worker(Generic[T]):
         """Start one more dispatcher, unless there are as many as there may be."""
         if self._dispatchers < self.concurrency:
             self._dispatchers += 1
+            self._waiting += 1  # from now on, though it begins only later
             group.create_task(self._dispatch(consumer, group))
 
     async def _handle(self, consumer: Consumer[Any], task: Task[Any], me: asyncio.Task[Any]) -> None:
@@ -287,10 +294,14 @@ class Worker(Generic[T]):
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
             self._outcomes.failed(consumer, task, error, monotonic() - started)
         else:
-            removed = self._calling.take_removed(task)
+            removed = self._calling.is_transactional and self._calling.take_removed(task)
             self._outcomes.succeeded(consumer, task, result, monotonic() - started, removed=removed)
         finally:
-            await self._let_go(me, [task])
+            if self._running.get(task.id) is me:
+                del self._running[task.id]
+            # Nearly always there is nothing to let go of, and no call to be made for it.
+            if me.cancelling() or self._lost:
+                await self._let_go(me)
 
     async def _handle_batch(
         self, consumer: Consumer[Any], tasks: Sequence[Task[Any]], me: asyncio.Task[Any]
@@ -342,7 +353,7 @@ class Worker(Generic[T]):
             return []
         return tasks
 
-    async def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]]) -> None:
+    async def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]] = ()) -> None:
         """The handler has ended: whatever cancelled it alone does not concern the dispatcher."""
         for task in tasks:
             if self._running.get(task.id) is me:
