@@ -110,7 +110,14 @@ class Claims:
             self._begin = min(self._begin, self._late)
             self._late = None
         rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
-        claims = claims_of(rows, now + self._timeout.total_seconds())
+        expires = now + self._timeout.total_seconds()
+        # RETURNING promises no order.
+        claims = [
+            Claim(message_id, read_ct, row[5], expires, message, headers, enqueued_at)
+            for row in rows
+            for message_id, read_ct, message, headers, enqueued_at in zip(*row[:5], strict=True)
+        ]
+        claims.sort(key=attrgetter("id"))
         self._go_on(rows, is_busy=len(claims) >= _MANY)
         return claims
 
@@ -119,18 +126,20 @@ class Claims:
         turn = self._subscription.turn
         is_announced = self._subscription.is_announced
         began = monotonic()
-        rows = await self._lane.fetch(
-            self._statements.claim_rest,
-            limit,
-            self._timeout,
-            _EVER,
-            self._outlook if is_announced else self._poll_interval,
-            self._talk if turn.has_company else None,
-            not self._was_full,
-        )
+        sql = self._statements.claim_rest
+        ahead = self._outlook if is_announced else self._poll_interval
+        arguments: list[object] = [limit, self._timeout, _EVER, ahead]
+        if turn.has_company:
+            sql = self._statements.claim_telling
+            arguments += [self._talk, not self._was_full]
+        rows = await self._lane.fetch(sql, *arguments)
         turn.claimed(monotonic() - began)
         due = rows[0]["due"]
-        claims = claims_of(rows, began + self._timeout.total_seconds())
+        if rows[0]["msg_id"] is None:
+            rows = []
+        expires = began + self._timeout.total_seconds()
+        claims = [Claim(row[0], row[1], row[2], expires, row[3], row[4], row[5]) for row in rows]
+        claims.sort(key=attrgetter("id"))
         self._was_full = len(claims) == limit
         self._go_on(rows, is_busy=self._was_full and len(claims) >= _MANY)
         if self._was_full or (claims and not is_announced):
@@ -162,20 +171,3 @@ class Claims:
             return
         now = rows[0]["vt"] - self._timeout
         self._begin = min(max(row["since"] for row in rows), now - _OVERLAP)
-
-
-def claims_of(rows: Sequence[Any], expires: float) -> list[Claim]:
-    """Return the claims that a claiming statement has made, in the order of their ids.
-
-    Args:
-        rows: its result.
-        expires: when the leases end, by the monotonic clock, in seconds.
-    """
-    claims = [
-        Claim(message_id, read_ct, row[5], expires, message, headers, enqueued_at)
-        for row in rows
-        if row[0] is not None
-        for message_id, read_ct, message, headers, enqueued_at in zip(*row[:5], strict=True)
-    ]
-    claims.sort(key=attrgetter("id"))
-    return claims

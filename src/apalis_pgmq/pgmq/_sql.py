@@ -151,9 +151,10 @@ class Statements:
             arrays, each message's part at the same place in all: as a row of each it would cost the driver
             several times as much. Then the ``vt`` of all, and since when the last one was visible. Large
             messages have a row each.
-        claim_rest: the same, one row at least, and in a further column in how many seconds the next message is
-            due, looked for ``$4`` seconds ahead. ``$5`` being a channel, the others are told if there are fewer
-            messages than asked for and, with ``$6``, if there are not.
+        claim_rest: the same for few messages, a row each, which the server has done sooner; one row at least, and in
+            its last column in how many seconds the next message is due, looked for ``$4`` seconds ahead.
+        claim_telling: the same, and tells the others, on the channel ``$5``, if there are fewer messages than asked
+            for and, with ``$6``, if there are not.
         late: whether there is a visible message of before ``$1``, and since when.
         extend: fence, ``$5`` the new ``vt`` of each.
         delete: fence, ``$1`` to ``$4``; like all of these it returns an array of the ids that it touched.
@@ -179,6 +180,7 @@ class Statements:
 
     claim: str
     claim_rest: str
+    claim_telling: str
     late: str
     extend: str
     delete: str
@@ -270,6 +272,11 @@ class Statements:
                 m.enqueued_at, next.vt AS since
         """
 
+        due = f"""
+            SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
+            WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
+            ORDER BY vt LIMIT 1
+        """
         claimed = f"""
             SELECT array_agg(msg_id) AS ids, array_agg(read_ct) AS read_cts, array_agg(message) AS messages,
                 array_agg(headers) AS headers, array_agg(enqueued_at) AS enqueued_ats, max(vt) AS vt,
@@ -332,22 +339,21 @@ class Statements:
         return cls(
             claim=f"WITH {next_ones}, claimed AS ({lease}) {claimed}",
             claim_rest=f"""
+                WITH {next_ones}, claimed AS ({lease})
+                SELECT claimed.*, rest.due FROM (SELECT ({due}) AS due) AS rest LEFT JOIN claimed ON true
+            """,
+            claim_telling=f"""
                 WITH {next_ones}, claimed AS ({lease}), told AS MATERIALIZED (
                     SELECT pg_notify($5::text, CASE
                         WHEN (SELECT count(*) FROM next) < $1::int
                         THEN 'drained ' || pg_current_snapshot()::text
                         ELSE 'look ' || pg_current_xact_id()::text
                     END)
-                    WHERE $5::text IS NOT NULL AND length(pg_current_snapshot()::text) < 7000
+                    WHERE length(pg_current_snapshot()::text) < 7000
                       AND ($6::bool OR (SELECT count(*) FROM next) < $1::int)
                 )
-                SELECT claimed.*, rest.due FROM (
-                    SELECT (
-                        SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
-                        WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
-                        ORDER BY vt LIMIT 1
-                    ) AS due, count(*) FROM told
-                ) AS rest LEFT JOIN ({claimed}) AS claimed ON true
+                SELECT claimed.*, rest.due
+                FROM (SELECT ({due}) AS due, count(*) FROM told) AS rest LEFT JOIN claimed ON true
             """,
             late=f"SELECT vt FROM {q} WHERE vt < $1::timestamptz ORDER BY vt LIMIT 1",
             # A lease that would be over already, since our clock stood still, is no lease.
