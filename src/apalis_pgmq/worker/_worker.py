@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
@@ -31,6 +32,8 @@ logger = logging.getLogger("apalis_pgmq")
 
 _SLICE: Final = 0.002
 """Seconds for which handlers are started one after the other before the event loop has its turn."""
+_STARTS: Final = 50
+"""How many dispatchers, at most, that wait for this go on in one turn of it."""
 
 
 class Batching(NamedTuple):
@@ -114,7 +117,8 @@ class Worker(Generic[T]):
         self._dispatchers = 0
         self._waiting = 0
         self._slice_ends = 0.0
-        self._slice_is_coming = False
+        self._slice_is_new = False
+        self._in_line: deque[asyncio.Future[None]] = deque()
         self._failure: Exception | None = None
         self._gathering: asyncio.Lock
         self._owner: asyncio.Task[Any]
@@ -188,7 +192,7 @@ class Worker(Generic[T]):
         """Work until stopped or paused."""
         error: BaseException | None = None
         self._failure = None
-        self._slice_is_coming = False
+        self._in_line.clear()
         owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
@@ -258,16 +262,28 @@ class Worker(Generic[T]):
             self._waiting += 1
 
     async def _next_slice(self) -> None:
-        """Give the event loop its turn: many handlers that end at once do not start on their next messages at once."""
+        """Let others have the event loop, before one more handler is started."""
         while monotonic() > self._slice_ends:
-            if not self._slice_is_coming:
-                self._slice_is_coming = True
-                asyncio.get_running_loop().call_soon(self._begin_slice)
-            await asyncio.sleep(0)
+            turn = asyncio.get_running_loop().create_future()
+            self._in_line.append(turn)
+            if len(self._in_line) == 1:
+                asyncio.get_running_loop().call_soon(self._next_in_line)
+            await turn
+            if self._slice_is_new:
+                self._slice_is_new = False
+                self._slice_ends = monotonic() + _SLICE
 
-    def _begin_slice(self) -> None:
-        self._slice_is_coming = False
-        self._slice_ends = monotonic() + _SLICE
+    def _next_in_line(self) -> None:
+        """Have a few dispatchers go on: many handlers that end at once do not start on their next messages at once."""
+        self._slice_is_new = True
+        woken = 0
+        while self._in_line and woken < _STARTS:
+            turn = self._in_line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                woken += 1
+        if self._in_line:
+            asyncio.get_running_loop().call_soon(self._next_in_line)
 
     def _have_another(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
         """Start one more dispatcher, unless there are as many as there may be."""
