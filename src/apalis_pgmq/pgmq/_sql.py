@@ -153,8 +153,8 @@ class Statements:
             messages have a row each.
         claim_rest: the same for few messages, a row each, which the server has done sooner; one row at least, and in
             its last column in how many seconds the next message is due, looked for ``$4`` seconds ahead.
-        claim_telling: the same, and tells the others, on the channel ``$5``, if there are fewer messages than asked
-            for and, with ``$6``, if there are not.
+        claim_telling: the same, and tells the others, on the channel ``$5``, what a `Turn` wants to know: if there are
+            fewer messages than asked for and, with ``$6``, if there are not.
         late: whether there is a visible message of before ``$1``, and since when.
         extend: fence, ``$5`` the new ``vt`` of each.
         delete: fence, ``$1`` to ``$4``; like all of these it returns an array of the ids that it touched.
@@ -343,17 +343,21 @@ class Statements:
                 SELECT claimed.*, rest.due FROM (SELECT ({due}) AS due) AS rest LEFT JOIN claimed ON true
             """,
             claim_telling=f"""
-                WITH {next_ones}, claimed AS ({lease}), told AS MATERIALIZED (
+                WITH {next_ones}, claimed AS ({lease}), rest AS MATERIALIZED (
+                    SELECT ({due}) AS due
+                ), told AS MATERIALIZED (
                     SELECT pg_notify($5::text, CASE
                         WHEN (SELECT count(*) FROM next) < $1::int
-                        THEN 'drained ' || pg_current_snapshot()::text
+                        THEN concat_ws(
+                            ' ', 'drained', coalesce((SELECT due FROM rest)::text, '-'), pg_current_snapshot()
+                        )
                         ELSE 'look ' || pg_current_xact_id()::text
                     END)
                     WHERE length(pg_current_snapshot()::text) < 7000
                       AND ($6::bool OR (SELECT count(*) FROM next) < $1::int)
                 )
-                SELECT claimed.*, rest.due
-                FROM (SELECT ({due}) AS due, count(*) FROM told) AS rest LEFT JOIN claimed ON true
+                SELECT claimed.*, rest.due FROM rest LEFT JOIN claimed ON true
+                WHERE (SELECT count(*) FROM told) >= 0
             """,
             late=f"SELECT vt FROM {q} WHERE vt < $1::timestamptz ORDER BY vt LIMIT 1",
             # A lease that would be over already, since our clock stood still, is no lease.
