@@ -137,8 +137,8 @@ async def test_a_small_queue_is_never_read_whole(
 async def test_nor_is_a_large_one_full_of_delayed_and_dead_messages(
     planned: Planned, db: asyncpg.Connection
 ) -> None:
-    await planned.fill(100_000, VISIBLE)
-    await planned.fill(100_000, DELAYED)
+    await planned.fill(500_000, VISIBLE)
+    await planned.fill(500_000, DELAYED)
     await planned.assert_all_by_index()
     await db.execute(f"ANALYZE pgmq.{planned.table}")
     await planned.assert_all_by_index()
