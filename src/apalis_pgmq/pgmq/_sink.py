@@ -78,7 +78,7 @@ class Sink:
         return await parcel.sent
 
     async def send_many(
-        self, payloads: Iterator[str], count: int, headers: str | None, delay: timedelta
+        self, encoded: Iterator[tuple[str, str | None]], count: int, delay: timedelta
     ) -> list[TaskId]:
         """Store many messages durably, all or none; return their ids in the same order.
 
@@ -86,9 +86,8 @@ class Sink:
         between.
 
         Args:
-            payloads: makes them, one by one.
+            encoded: makes their payloads and headers, one by one.
             count: how many there are.
-            headers: the same for all.
             delay: the same for all.
 
         Raises:
@@ -102,12 +101,12 @@ class Sink:
             await bounded(transaction.start())
             under_way: asyncio.Task[list[Any]] | None = None
             try:
-                while part := list(islice(payloads, _PART)):
+                while part := list(islice(encoded, _PART)):
                     if under_way is not None:
                         ids += [TaskId(row[0]) for row in await under_way]
                     count -= len(part)
                     under_way = asyncio.create_task(
-                        bounded(connection.fetch(statements.insert_part, part, headers, delay, count))
+                        bounded(connection.fetch(*_part(statements, part), delay, count))
                     )
                     await asyncio.sleep(0)  # it is on its way before the next ones are encoded
                 if under_way is not None:
@@ -207,6 +206,17 @@ class Sink:
         )
         # Ids are handed out in the order of insertion; RETURNING promises none.
         return sorted(TaskId(row[0]) for row in rows)
+
+
+def _part(
+    statements: Statements, rows: Sequence[tuple[str, str | None]]
+) -> tuple[str, Sequence[str], str | list[str | None] | None]:
+    """Return the statement for messages of one call, and its first two arguments."""
+    payloads = [payload for payload, _ in rows]
+    first = rows[0][1]
+    if all(headers is first for _, headers in rows):
+        return statements.insert_part, payloads, first
+    return statements.insert_part_each, payloads, [headers for _, headers in rows]
 
 
 def _fail(parcels: Sequence[Parcel], error: Exception) -> None:

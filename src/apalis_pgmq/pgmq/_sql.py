@@ -162,6 +162,7 @@ class Statements:
             messages, unless the queue's trigger does.
         insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
             ``$4`` how many follow in further statements; otherwise as `insert`.
+        insert_part_each: the same, ``$2`` the headers of each.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -184,6 +185,7 @@ class Statements:
     present: str
     insert: str
     insert_part: str
+    insert_part_each: str
     dead_letters: str
     newest_dead_letter: str
     redrive: str
@@ -286,15 +288,17 @@ class Statements:
             ORDER BY m.position
             RETURNING msg_id
         """
-        insert_part = f"""
-            INSERT INTO {q} (vt, message, headers)
-            SELECT
-                now() + $3::interval
-                    - ($4::int + cardinality($1::text[]) - m.position) * interval '1 microsecond',
-                m.message::jsonb, $2::text::jsonb
-            FROM unnest($1::text[]) WITH ORDINALITY AS m (message, position)
-            RETURNING msg_id
-        """
+
+        def insert_part(headers: str, arrays: str, columns: str) -> str:
+            return f"""
+                INSERT INTO {q} (vt, message, headers)
+                SELECT
+                    now() + $3::interval
+                        - ($4::int + cardinality($1::text[]) - m.position) * interval '1 microsecond',
+                    m.message::jsonb, {headers}::jsonb
+                FROM unnest({arrays}) WITH ORDINALITY AS m ({columns}, position)
+                RETURNING msg_id
+            """
 
         def announced(insert: str) -> str:
             if is_announced:
@@ -376,7 +380,10 @@ class Statements:
             # Waits for a statement of ours that may still be running although its connection is gone.
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
             insert=announced(insert),
-            insert_part=announced(insert_part),
+            insert_part=announced(insert_part("$2::text", "$1::text[]", "message")),
+            insert_part_each=announced(
+                insert_part("m.headers", "$1::text[], $2::text[]", "message, headers")
+            ),
             dead_letters=f"""
                 SELECT msg_id, message::text, headers::text FROM {dead}
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
