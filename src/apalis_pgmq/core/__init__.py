@@ -11,6 +11,7 @@ from ._backend import (
 )
 from ._codec import (
     AES_256_GCM_HKDF,
+    CLAIM_CHECK,
     CONTENT_ENCODING,
     CONTENT_HEADERS,
     ENCRYPTION_KEY,
@@ -66,6 +67,7 @@ from ._task import Attempt, Task, TaskId
 
 __all__ = [
     "AES_256_GCM_HKDF",
+    "CLAIM_CHECK",
     "CONTENT_ENCODING",
     "CONTENT_HEADERS",
     "ENCRYPTION_KEY",

@@ -17,8 +17,10 @@ or ``"gzip, aes-256-gcm-hkdf"``. Such a payload is a JSON string, the base64 tex
 A payload without the header is plain JSON."""
 ENCRYPTION_KEY: Final = "x-encryption-key"
 """The header that names the key with which a payload is encrypted."""
-CONTENT_HEADERS: Final = frozenset({CONTENT_ENCODING, ENCRYPTION_KEY})
-"""All headers that tell how a payload is read. The codec alone sets them."""
+CLAIM_CHECK: Final = "x-claim-check"
+"""The header that names a payload which is kept beside the queue; the message itself is null then."""
+CONTENT_HEADERS: Final = frozenset({CONTENT_ENCODING, ENCRYPTION_KEY, CLAIM_CHECK})
+"""All headers that tell how a payload is read. Whoever sends through a backend does not set them."""
 
 GZIP: Final = "gzip"
 ZSTD: Final = "zstd"

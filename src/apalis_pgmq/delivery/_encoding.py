@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, TypeVar
 
 from apalis_pgmq.core import (
+    CLAIM_CHECK,
     CONTENT_ENCODING,
     CONTENT_HEADERS,
+    DecodeError,
     EncodeError,
     checked_payload,
     encodings_of,
@@ -63,16 +65,33 @@ def decoders(codec: AnyCodec[T]) -> tuple[Callable[[str], T], Callable[[str, str
     """
     if hasattr(codec, "unpack"):
         unpack = codec.unpack
-        return lambda payload: unpack(payload, {}), lambda payload, text: unpack(payload, headers_of(text))
+
+        def unpack_by(payload: str, text: str) -> T:
+            _require_body(payload, text)
+            message: T = unpack(payload, headers_of(text))
+            return message
+
+        return lambda payload: unpack(payload, {}), unpack_by
     decode = codec.decode
 
     def decode_by(payload: str, text: str) -> T:
+        _require_body(payload, text)
         # The name has one form only as JSON text, so this finds it wherever it is.
         if CONTENT_ENCODING in text and (encodings := encodings_of(headers_of(text))):
             raise unknown_encoding(encodings, ())
         return decode(payload)
 
     return decode, decode_by
+
+
+def _require_body(payload: str, text: str) -> None:
+    """Refuse a message whose payload lies beside the queue and was not brought along."""
+    if payload == "null" and CLAIM_CHECK in text and headers_of(text).get(CLAIM_CHECK) is not None:
+        raise DecodeError(
+            f"the message has its payload beside the queue (header {CLAIM_CHECK}), and it did not come along: either "
+            "the worker's Config has no claim_check_over, which it needs to look there (then set it and redrive the "
+            "message), or it was deleted from there"
+        )
 
 
 def encode_headers(headers: Mapping[str, object] | None) -> str | None:

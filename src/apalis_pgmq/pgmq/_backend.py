@@ -9,6 +9,7 @@ from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import Config, ConfigError, duration
 from apalis_pgmq.delivery import QueueBackend
 
+from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
 from ._pool import PgMqPool
@@ -291,6 +292,7 @@ class PgMqBackend(QueueBackend[T]):
                         self._config.dead_letter_queue,
                         has_last_read_at=found.has_last_read_at,
                         is_announced=found.is_announced,
+                        bodies=await bodies_of(self._lane, self._config),
                     )
         return self._statements
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ._bodies import Bodies
+
 SCHEMA: Final = "pgmq"
 
 NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
@@ -194,7 +196,13 @@ class Statements:
 
     @classmethod
     def of(
-        cls, queue: str, dead_letter_queue: str, *, has_last_read_at: bool, is_announced: bool
+        cls,
+        queue: str,
+        dead_letter_queue: str,
+        *,
+        has_last_read_at: bool,
+        is_announced: bool,
+        bodies: Bodies | None = None,
     ) -> Statements:
         """Return the statements for a queue.
 
@@ -203,7 +211,9 @@ class Statements:
             dead_letter_queue: the name of the queue for what is given up.
             has_last_read_at: whether its tables have that column (PGMQ 1.10 and later).
             is_announced: whether a trigger announces every insert.
+            bodies: where its large payloads are; None: in the queue.
         """
+        bodies = Bodies() if bodies is None else bodies
         q = f"{SCHEMA}.{quote(queue_table(queue))}"
         a = f"{SCHEMA}.{quote(archive_table(queue))}"
         dead = f"{SCHEMA}.{quote(queue_table(dead_letter_queue))}"
@@ -261,14 +271,15 @@ class Statements:
         lease = f"""
             UPDATE {q} AS m SET vt = now() + $2::interval, read_ct = m.read_ct + 1{read_at}
             FROM next WHERE m.msg_id = next.msg_id
-            RETURNING m.msg_id, m.read_ct, m.vt, m.message::text AS message, m.headers::text AS headers,
-                m.enqueued_at, next.vt AS since
+            RETURNING m.msg_id, m.read_ct, m.vt, {bodies.payload}::text AS message,
+                m.headers::text AS headers, m.enqueued_at, next.vt AS since
         """
 
         delete = f"""
             DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
-            WHERE {_FENCE} RETURNING m.msg_id
+            WHERE {_FENCE} RETURNING m.msg_id{bodies.check}
         """
+        removed = f"removed AS ({delete}){bodies.dropped('removed')}"
         gone = f"""
             gone AS (
                 DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
@@ -276,37 +287,27 @@ class Statements:
             )
         """
         into_archive = f"INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id"
+
         # The messages of one statement are visible one microsecond after the other, the last one now: so they are
         # claimed in their order, and a claim can begin in the midst of them.
-        insert = f"""
-            INSERT INTO {q} (vt, message, headers)
-            SELECT
-                now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond',
-                m.message::jsonb, m.headers::jsonb
-            FROM unnest($1::text[], $2::text[], $3::interval[])
-                WITH ORDINALITY AS m (message, headers, delay, position)
-            ORDER BY m.position
-            RETURNING msg_id
-        """
-
-        def insert_part(headers: str, arrays: str, columns: str) -> str:
-            return f"""
+        def insert(headers: str, source: str, vt: str, order: str = "") -> str:
+            message, headers = bodies.sent(headers)
+            first = f"{bodies.given(source)}, " if bodies else ""
+            insertion = f"""
                 INSERT INTO {q} (vt, message, headers)
-                SELECT
-                    now() + $3::interval
-                        - ($4::int + cardinality($1::text[]) - m.position) * interval '1 microsecond',
-                    m.message::jsonb, {headers}::jsonb
-                FROM unnest({arrays}) WITH ORDINALITY AS m ({columns}, position)
+                SELECT {vt}, {message}, {headers} FROM {"given AS m" if bodies else source}
+                {order}
                 RETURNING msg_id
             """
-
-        def announced(insert: str) -> str:
             if is_announced:
-                return insert
+                return f"WITH {bodies.given(source)} {insertion}" if bodies else insertion
             return f"""
-                WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
+                WITH {first}sent AS ({insertion}), told AS MATERIALIZED (SELECT {announcement})
                 SELECT msg_id FROM sent, told
             """
+
+        ordinality = "WITH ORDINALITY AS m"
+        late = "now() + $3::interval - ($4::int + cardinality($1::text[]) - m.position)"
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
         # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
@@ -343,9 +344,9 @@ class Statements:
                 FROM unnest({_FENCE_ARRAYS}, $4::timestamptz[]) AS f (msg_id, read_ct, vt, new_vt)
                 WHERE {_FENCE} AND f.new_vt > now() RETURNING m.msg_id
             """,
-            delete=delete,
+            delete=f"WITH {removed} SELECT msg_id FROM removed" if bodies else delete,
             archive=f"WITH {gone} {into_archive}",
-            delete_last=f"WITH {bound}, removed AS ({delete}) SELECT msg_id FROM removed, bound",
+            delete_last=f"WITH {bound}, {removed} SELECT msg_id FROM removed, bound",
             archive_last=f"WITH {bound}, {gone}, removed AS ({into_archive}) SELECT msg_id FROM removed, bound",
             give_back=f"""
                 WITH back AS (
@@ -379,13 +380,24 @@ class Statements:
             """,
             # Waits for a statement of ours that may still be running although its connection is gone.
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
-            insert=announced(insert),
-            insert_part=announced(insert_part("$2::text", "$1::text[]", "message")),
-            insert_part_each=announced(
-                insert_part("m.headers", "$1::text[], $2::text[]", "message, headers")
+            insert=insert(
+                "m.headers",
+                f"unnest($1::text[], $2::text[], $3::interval[]) {ordinality} (message, headers, delay, position)",
+                "now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond'",
+                "ORDER BY m.position",
+            ),
+            insert_part=insert(
+                "$2::text",
+                f"unnest($1::text[]) {ordinality} (message, position)",
+                f"{late} * interval '1 microsecond'",
+            ),
+            insert_part_each=insert(
+                "m.headers",
+                f"unnest($1::text[], $2::text[]) {ordinality} (message, headers, position)",
+                f"{late} * interval '1 microsecond'",
             ),
             dead_letters=f"""
-                SELECT msg_id, message::text, headers::text FROM {dead}
+                SELECT msg_id, {bodies.payload}::text, headers::text FROM {dead} AS m
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
             """,
             newest_dead_letter=f"SELECT max(msg_id) FROM {dead}",
@@ -395,7 +407,10 @@ class Statements:
                 WITH next AS (
                     SELECT msg_id FROM {dead} WHERE {page}
                     ORDER BY msg_id LIMIT $3::int FOR UPDATE SKIP LOCKED
-                )
-                DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id RETURNING m.msg_id
+                ), removed AS (
+                    DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
+                    RETURNING m.msg_id{bodies.check}
+                ){bodies.dropped("removed")}
+                SELECT msg_id FROM removed
             """,
         )
