@@ -5,7 +5,7 @@
 
 from typing import Final
 
-from .codecs import LAYERS
+from .codecs import CLAIM_CHECKS, LAYERS
 from .model import Break
 from .outages import STAYS_UP
 from .transactions import EXACTLY_ONCE
@@ -354,5 +354,6 @@ BREAKS: Final = (
     *STAYS_UP,
     *BOUNDS,
     *LAYERS,
+    *CLAIM_CHECKS,
     *CHAOS,
 )

@@ -1,4 +1,4 @@
-"""What breaks that messages are read by their headers, and that what is encrypted stays secret and whole."""
+"""What breaks that messages are read by their headers, that what is encrypted stays whole, and large payloads theirs."""
 
 from typing import Final
 
@@ -6,6 +6,8 @@ from .model import Break
 
 _PROMISE: Final = "Compressed and encrypted messages"
 _CODECS: Final = "integration/test_codecs.py::"
+_BESIDE: Final = "Large payloads beside the queue"
+_CLAIM_CHECK: Final = "integration/test_claim_check.py::"
 _ENCRYPTION: Final = "unit/test_encryption.py::TestTampering::"
 
 LAYERS: Final = (
@@ -67,5 +69,70 @@ LAYERS: Final = (
         old="decompressor.decompress(data, self._max_size + 1)",
         new="decompressor.decompress(data)",
         tests=("unit/test_compression.py::test_a_bomb_is_refused_before_it_takes_memory",),
+    ),
+)
+
+CLAIM_CHECKS: Final = (
+    Break(
+        name="bodies-left-behind",
+        promise=_BESIDE,
+        file="pgmq/_bodies.py",
+        old="WHERE id = ANY (",
+        new="WHERE false AND id = ANY (",
+        tests=(
+            _CLAIM_CHECK + "test_only_large_payloads_are_kept_beside_the_queue_and_go_with_their_messages",
+            _CLAIM_CHECK + "TestAfterwards::test_purging_dead_letters_removes_their_payloads_only",
+        ),
+    ),
+    Break(
+        name="bodies-dropped-by-whoever-removes",
+        promise=_BESIDE,
+        file="pgmq/_bodies.py",
+        old="WHERE id = ANY (",
+        new="WHERE true OR id = ANY (",
+        tests=(
+            _CLAIM_CHECK + "TestOneTransaction::test_who_lost_the_lease_removes_neither",
+            _CLAIM_CHECK + "TestAfterwards::test_purging_dead_letters_removes_their_payloads_only",
+        ),
+    ),
+    Break(
+        name="headers-of-a-body-passed-on",
+        promise=_BESIDE,
+        file="core/_codec.py",
+        old="ENCRYPTION_KEY, CLAIM_CHECK})",
+        new="ENCRYPTION_KEY})",
+        tests=(
+            _CLAIM_CHECK + "TestWithoutTheBody::test_a_message_that_is_passed_on_gets_a_payload_of_its_own",
+        ),
+    ),
+    Break(
+        name="missing-bodies-taken-for-null",
+        promise=_BESIDE,
+        file="delivery/_encoding.py",
+        old='if payload == "null" and',
+        new="if False and",
+        tests=(
+            _CLAIM_CHECK + "TestWithoutTheBody::"
+            "test_a_worker_without_the_setting_dead_letters_and_a_redrive_mends_it",
+        ),
+    ),
+    Break(
+        name="sweep-forgets-dead-letters",
+        promise=_BESIDE,
+        file="pgmq/_body_table.py",
+        old='for suffix in ("", DEAD_LETTERS)',
+        new='for suffix in ("",)',
+        tests=(
+            _CLAIM_CHECK + "TestSweep::test_it_takes_what_others_left_behind_and_nothing_else",
+            _CLAIM_CHECK + "TestSweep::test_beside_workers_it_takes_nothing_of_theirs",
+        ),
+    ),
+    Break(
+        name="sweep-does-not-look-again",
+        promise=_BESIDE,
+        file="pgmq/_body_table.py",
+        old="if await _existing(connection, candidates) == holders:",
+        new="if True:",
+        tests=(_CLAIM_CHECK + "TestSweep::test_a_dead_letter_queue_that_is_made_meanwhile_is_seen",),
     ),
 )

@@ -22,13 +22,16 @@ from apalis_pgmq import (
     Transaction,
     WorkerBuilder,
 )
-from apalis_pgmq.pgmq import sweep_bodies
+from apalis_pgmq.pgmq import _body_table, create_queue, sweep_bodies
 from apalis_pgmq.pgmq._sink import MANY
 
 from .conftest import Email, Table, as_role, running
 
 Eventually = Callable[..., Awaitable[None]]
 
+_PLANNING_SQL = (
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off"
+)
 SMALL = Email("ada")
 LARGE = Email("grace", body="x" * 5000)
 
@@ -126,8 +129,6 @@ async def test_many_are_sent_and_handled_in_order(
     sent = [Email(str(n), body="x" * (0, 2000, 4000)[n % 3]) for n in range(count)]
     async with opened(pgmq_url, queue, codec=codec) as backend:
         if announced:
-            from apalis_pgmq.pgmq import create_queue
-
             await create_queue(pgmq_url, queue)
             await backend.setup()
         await backend.push_many(sent, headers={"k": 1})
@@ -382,6 +383,32 @@ class TestSweep:
     async def test_where_there_are_none_it_takes_none(self, pgmq_url: str, queue: str) -> None:
         assert await sweep_bodies(pgmq_url, queue) == 0
 
+    async def test_a_dead_letter_queue_that_is_made_meanwhile_is_seen(
+        self,
+        backend: PgMqBackend[Email],
+        pgmq_url: str,
+        queue: str,
+        table: Table,
+        bodies: Bodies,
+        eventually: Eventually,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Between its look for tables and its statement the message moves where it has not looked."""
+        existing = _body_table._existing
+        moved = []
+
+        async def slow(connection: asyncpg.Connection, names: list[str]) -> list[str]:
+            found = await existing(connection, names)
+            if len(names) > 1 and not moved:
+                moved.extend(await work(backend, eventually, table, AbortError("no")))
+            return found
+
+        await backend.push(LARGE)
+        monkeypatch.setattr(_body_table, "_existing", slow)
+        assert await sweep_bodies(pgmq_url, queue) == 0
+        assert moved == [LARGE]
+        assert await bodies.count() == 1
+
     async def test_beside_workers_it_takes_nothing_of_theirs(
         self,
         backend: PgMqBackend[Email],
@@ -443,3 +470,34 @@ async def test_many_set_ups_at_once_do_not_fight(pgmq_url: str, queue: str) -> N
     backends = [opened(pgmq_url, queue) for _ in range(8)]
     await asyncio.gather(*(backend.setup() for backend in backends))
     await asyncio.gather(*(backend.close() for backend in backends))
+
+
+async def test_bodies_are_found_by_their_index_however_few_they_are(
+    backend: PgMqBackend[Email], pgmq_url: str, queue: str, db: asyncpg.Connection
+) -> None:
+    await db.execute(
+        f"INSERT INTO pgmq.b_{queue} (id, body) SELECT n::text, '1' FROM generate_series(1, 1000) AS n; "
+        f"ANALYZE pgmq.b_{queue}"
+    )
+    statements = await backend._ready()
+    connection = await asyncpg.connect(pgmq_url)
+    fence = "'{}', '{}', '{}'"
+    arguments = {
+        "claim": "10, '30 s', '-infinity'",
+        "delete": fence,
+        "delete_last": f"{fence}, '1000'",
+        "dead_letters": "0, 10",
+        "purge_dead_letters": "0, 10, 10",
+    }
+    await connection.execute("SELECT pgmq.create($1::text)", backend.config.dead_letter_queue)
+    try:
+        await connection.execute(_PLANNING_SQL)
+        for name, values in arguments.items():
+            await connection.execute(f"PREPARE {name} AS {getattr(statements, name)}")
+            plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN EXECUTE {name} ({values})"))
+            assert (
+                f"Index Scan using b_{queue}_pkey" in plan or f"Index Only Scan using b_{queue}_pkey" in plan
+            )
+            assert f"Seq Scan on b_{queue}" not in plan
+    finally:
+        await connection.close()
