@@ -30,8 +30,8 @@ IDLE_IS_QUIET: Final = (
         name="handing-back-not-announced",
         promise="Idle is quiet, and quick",
         file="pgmq/_sql.py",
-        old="SELECT msg_id FROM back, told",
-        new="SELECT msg_id FROM back",
+        old="SELECT array_agg(msg_id) FROM back, told",
+        new="SELECT array_agg(msg_id) FROM back",
         tests=(_WAKEUP + "test_what_another_worker_hands_back_when_it_stops_wakes",),
     ),
     Break(

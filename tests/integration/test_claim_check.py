@@ -481,7 +481,7 @@ async def test_bodies_are_found_by_their_index_however_few_they_are(
     )
     statements = await backend._ready()
     connection = await asyncpg.connect(pgmq_url)
-    fence = "'{}', '{}', '{}'"
+    fence = "'{}', '{}', '{}', '{}'"
     arguments = {
         "claim": "10, '30 s', '-infinity'",
         "delete": fence,

@@ -62,7 +62,9 @@ class Bodies:
         """
 
     def given(self, source: str) -> str:
-        """Return the parts of a WITH clause that store bodies of what is sent, and give the rest in ``given``."""
+        """Return parts of a WITH clause that store the bodies of what is sent, and give all of it in ``given``."""
+        if self._table is None:
+            return ""
         return f"""
             given AS MATERIALIZED (
                 SELECT *, CASE WHEN octet_length(message) > {self._over} THEN gen_random_uuid()::text END AS body_id
@@ -70,7 +72,7 @@ class Bodies:
             ), stored AS (
                 INSERT INTO {self._table} (id, body)
                 SELECT body_id, message::jsonb FROM given WHERE body_id IS NOT NULL
-            )
+            ),
         """
 
     def sent(self, headers: str) -> tuple[str, str]:

@@ -4,8 +4,10 @@ They go straight to PGMQ's tables: ``pgmq.q_<queue>`` and ``pgmq.a_<queue>``. Ev
 PGMQ's functions are overloaded, and JSON travels as text, so that a type codec that a program has set on
 its own connections changes nothing.
 
-A *fence* is three arrays, ``msg_id``, ``read_ct`` and ``vt``: a statement touches a message only while all
-three match, which they do only for whoever claimed it last.
+A *fence* names messages by ``msg_id``, ``read_ct`` and ``vt``: a statement touches a message only while all
+three match, which they do only for whoever claimed it last. Messages that were claimed together have the same ``vt``:
+it travels once, and each message has a number of its own for it. The other parts are arrays in their text form:
+asyncpg looks at each element of a list for a long time.
 """
 
 from __future__ import annotations
@@ -85,8 +87,11 @@ updates a row that all senders of a queue share, for each message."""
 
 _LONGEST_CHANNEL: Final = 63
 """PostgreSQL's bound, in bytes."""
-_FENCE: Final = "m.msg_id = f.msg_id AND m.read_ct = f.read_ct AND m.vt = f.vt"
-_FENCE_ARRAYS: Final = "$1::bigint[], $2::int[], $3::timestamptz[]"
+_FENCE: Final = "m.msg_id = f.msg_id AND m.read_ct = f.read_ct AND m.vt = ($4::timestamptz[])[f.vt_number]"
+_FENCE_ARRAYS: Final = "$1::text::bigint[], $2::text::int[], $3::text::int[]"
+_FENCE_COLUMNS: Final = "msg_id, read_ct, vt_number"
+_LARGE: Final = 64 * 1024
+"""Bytes of a message from which on it is returned in a row of its own: a value of PostgreSQL's is 1 GiB at most."""
 
 
 def quote(identifier: str) -> str:
@@ -145,26 +150,29 @@ class Statements:
 
     Attributes:
         claim: ``$1`` how many, ``$2`` for how long, ``$3`` visible since when; oldest visibility first. Returns
-            when each was visible since as well.
-        claim_rest: the same, and a last row with, in its last column, in how many seconds the next message is
-            due, looked for ``$4`` seconds ahead. ``$5`` being a channel, the others are told if there are fewer
-            messages than asked for and, with ``$6``, if there are not.
+            arrays, each message's part at the same place in all: as a row of each it would cost the driver
+            several times as much. Then the ``vt`` of all, and since when the last one was visible. Large
+            messages have a row each.
+        claim_rest: the same for few messages, a row each, which the server has done sooner; one row at least, and in
+            its last column in how many seconds the next message is due, looked for ``$4`` seconds ahead.
+        claim_telling: the same, and tells the others, on the channel ``$5``, if there are fewer messages than asked
+            for and, with ``$6``, if there are not.
         late: whether there is a visible message of before ``$1``, and since when.
-        extend: fence, ``$4`` the new ``vt`` of each.
-        delete: fence.
+        extend: fence, ``$5`` the new ``vt`` of each.
+        delete: fence, ``$1`` to ``$4``; like all of these it returns an array of the ids that it touched.
         archive: fence.
-        give_back: fence, ``$4`` the delay of each, ``$5`` what to take off its read count. Announces them, as
+        give_back: fence, ``$5`` the delay of each, ``$6`` what to take off its read count. Announces them, as
             no trigger does.
-        bury: fence, ``$4`` for each an object of headers to add; moves to the dead-letter queue.
+        bury: fence, ``$5`` for each an object of headers to add; moves to the dead-letter queue.
         bury_in_archive: the same, moves to the archive.
-        delete_last, archive_last: fence, ``$4`` milliseconds; as the last statement of a transaction whose commit
+        delete_last, archive_last: fence, ``$5`` milliseconds; as the last statement of a transaction whose commit
             must follow within that time.
         present: ``$1`` ids.
-        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted. Announces the
-            messages, unless the queue's trigger does.
-        insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
-            ``$4`` how many follow in further statements; otherwise as `insert`.
-        insert_part_each: the same, ``$2`` the headers of each.
+        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns an array of ids, in that order when sorted.
+            Announces the messages, unless the queue's trigger does.
+        insert_part: of a transaction that sends many: ``$1`` payloads, a line each, ``$2`` their headers, ``$3`` their
+            delay, ``$4`` how many are not sent yet, with these; otherwise as `insert`.
+        insert_part_each: the same, ``$2`` the headers of each, a line each, empty for none.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -175,6 +183,7 @@ class Statements:
 
     claim: str
     claim_rest: str
+    claim_telling: str
     late: str
     extend: str
     delete: str
@@ -275,126 +284,143 @@ class Statements:
                 m.headers::text AS headers, m.enqueued_at, next.vt AS since
         """
 
-        delete = f"""
-            DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
-            WHERE {_FENCE} RETURNING m.msg_id{bodies.check}
+        due = f"""
+            SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
+            WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
+            ORDER BY vt LIMIT 1
         """
-        removed = f"removed AS ({delete}){bodies.dropped('removed')}"
+        claimed = f"""
+            SELECT array_agg(msg_id) AS ids, array_agg(read_ct) AS read_cts, array_agg(message) AS messages,
+                array_agg(headers) AS headers, array_agg(enqueued_at) AS enqueued_ats, max(vt) AS vt,
+                max(since) AS since
+            FROM claimed
+            GROUP BY CASE
+                WHEN coalesce(octet_length(message), 0) + coalesce(octet_length(headers), 0) > {_LARGE}
+                THEN msg_id
+            END
+        """
         gone = f"""
             gone AS (
-                DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f (msg_id, read_ct, vt)
+                DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f ({_FENCE_COLUMNS})
                 WHERE {_FENCE} RETURNING {kept_of_m}
             )
         """
-        into_archive = f"INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id"
+        deleted = f"""
+            deleted AS (
+                DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f ({_FENCE_COLUMNS})
+                WHERE {_FENCE} RETURNING m.msg_id{bodies.check}
+            ){bodies.dropped("deleted")}
+        """
+        archived = f"{gone}, archived AS (INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id)"
 
         # The messages of one statement are visible one microsecond after the other, the last one now: so they are
         # claimed in their order, and a claim can begin in the midst of them.
         def insert(headers: str, source: str, vt: str, order: str = "") -> str:
             message, headers = bodies.sent(headers)
-            first = f"{bodies.given(source)}, " if bodies else ""
-            insertion = f"""
-                INSERT INTO {q} (vt, message, headers)
-                SELECT {vt}, {message}, {headers} FROM {"given AS m" if bodies else source}
-                {order}
-                RETURNING msg_id
-            """
-            if is_announced:
-                return f"WITH {bodies.given(source)} {insertion}" if bodies else insertion
+            told = "" if is_announced else f", told AS MATERIALIZED (SELECT {announcement})"
             return f"""
-                WITH {first}sent AS ({insertion}), told AS MATERIALIZED (SELECT {announcement})
-                SELECT msg_id FROM sent, told
+                WITH {bodies.given(source)} sent AS (
+                    INSERT INTO {q} (vt, message, headers)
+                    SELECT {vt}, {message}, {headers} FROM {"given AS m" if bodies else source}
+                    {order}
+                    RETURNING msg_id
+                ){told}
+                SELECT array_agg(msg_id) FROM sent{"" if is_announced else ", told"}
             """
 
         ordinality = "WITH ORDINALITY AS m"
-        late = "now() + $3::interval - ($4::int + cardinality($1::text[]) - m.position)"
+        of_part = "now() + $3::interval - ($4::int - m.position) * interval '1 microsecond'"
+        lines = "string_to_array($1::text, E'\n')"
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
         # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
         bound = """
             bound AS MATERIALIZED (
-                SELECT set_config('idle_in_transaction_session_timeout', $4::text, true)
+                SELECT set_config('idle_in_transaction_session_timeout', $5::text, true)
             )
         """
 
         return cls(
-            claim=f"WITH {next_ones} {lease}",
+            claim=f"WITH {next_ones}, claimed AS ({lease}) {claimed}",
             claim_rest=f"""
+                WITH {next_ones}, claimed AS ({lease})
+                SELECT claimed.*, rest.due FROM (SELECT ({due}) AS due) AS rest LEFT JOIN claimed ON true
+            """,
+            claim_telling=f"""
                 WITH {next_ones}, claimed AS ({lease}), told AS MATERIALIZED (
                     SELECT pg_notify($5::text, CASE
                         WHEN (SELECT count(*) FROM next) < $1::int
                         THEN 'drained ' || pg_current_snapshot()::text
                         ELSE 'look ' || pg_current_xact_id()::text
                     END)
-                    WHERE $5::text IS NOT NULL AND length(pg_current_snapshot()::text) < 7000
+                    WHERE length(pg_current_snapshot()::text) < 7000
                       AND ($6::bool OR (SELECT count(*) FROM next) < $1::int)
                 )
-                SELECT *, NULL::float8 FROM claimed
-                UNION ALL
-                SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, (
-                    SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
-                    WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
-                    ORDER BY vt LIMIT 1
-                ) FROM (SELECT count(*) FROM told) AS told
+                SELECT claimed.*, rest.due
+                FROM (SELECT ({due}) AS due, count(*) FROM told) AS rest LEFT JOIN claimed ON true
             """,
             late=f"SELECT vt FROM {q} WHERE vt < $1::timestamptz ORDER BY vt LIMIT 1",
             # A lease that would be over already, since our clock stood still, is no lease.
             extend=f"""
-                UPDATE {q} AS m SET vt = f.new_vt
-                FROM unnest({_FENCE_ARRAYS}, $4::timestamptz[]) AS f (msg_id, read_ct, vt, new_vt)
-                WHERE {_FENCE} AND f.new_vt > now() RETURNING m.msg_id
+                WITH extended AS (
+                    UPDATE {q} AS m SET vt = f.new_vt
+                    FROM unnest({_FENCE_ARRAYS}, $5::timestamptz[]) AS f ({_FENCE_COLUMNS}, new_vt)
+                    WHERE {_FENCE} AND f.new_vt > now() RETURNING m.msg_id
+                )
+                SELECT array_agg(msg_id) FROM extended
             """,
-            delete=f"WITH {removed} SELECT msg_id FROM removed" if bodies else delete,
-            archive=f"WITH {gone} {into_archive}",
-            delete_last=f"WITH {bound}, {removed} SELECT msg_id FROM removed, bound",
-            archive_last=f"WITH {bound}, {gone}, removed AS ({into_archive}) SELECT msg_id FROM removed, bound",
+            delete=f"WITH {deleted} SELECT array_agg(msg_id) FROM deleted",
+            archive=f"WITH {archived} SELECT array_agg(msg_id) FROM archived",
+            delete_last=f"WITH {bound}, {deleted} SELECT array_agg(msg_id) FROM deleted, bound",
+            archive_last=f"WITH {bound}, {archived} SELECT array_agg(msg_id) FROM archived, bound",
             give_back=f"""
                 WITH back AS (
                     UPDATE {q} AS m SET vt = now() + f.delay, read_ct = m.read_ct - f.refund
-                    FROM unnest({_FENCE_ARRAYS}, $4::interval[], $5::int[])
-                        AS f (msg_id, read_ct, vt, delay, refund)
+                    FROM unnest({_FENCE_ARRAYS}, $5::interval[], $6::int[])
+                        AS f ({_FENCE_COLUMNS}, delay, refund)
                     WHERE {_FENCE} RETURNING m.msg_id
                 ), told AS MATERIALIZED (SELECT {announcement})
-                SELECT msg_id FROM back, told
+                SELECT array_agg(msg_id) FROM back, told
             """,
             bury=f"""
                 WITH dead AS (
                     DELETE FROM {q} AS m
-                    USING unnest({_FENCE_ARRAYS}, $4::text[]) AS f (msg_id, read_ct, vt, added)
+                    USING unnest({_FENCE_ARRAYS}, $5::text[]) AS f ({_FENCE_COLUMNS}, added)
                     WHERE {_FENCE}
                     RETURNING m.msg_id, m.message, {with_reason} AS headers
                 ), moved AS (
                     INSERT INTO {dead} (vt, message, headers)
                     SELECT now(), message, headers FROM dead ORDER BY msg_id
                 )
-                SELECT msg_id FROM dead
+                SELECT array_agg(msg_id) FROM dead
             """,
             bury_in_archive=f"""
                 WITH dead AS (
                     DELETE FROM {q} AS m
-                    USING unnest({_FENCE_ARRAYS}, $4::text[]) AS f (msg_id, read_ct, vt, added)
+                    USING unnest({_FENCE_ARRAYS}, $5::text[]) AS f ({_FENCE_COLUMNS}, added)
                     WHERE {_FENCE}
                     RETURNING {kept_of_m.replace("m.headers", with_reason + "AS headers")}
+                ), archived AS (
+                    INSERT INTO {a} ({kept}) SELECT {kept} FROM dead RETURNING msg_id
                 )
-                INSERT INTO {a} ({kept}) SELECT {kept} FROM dead RETURNING msg_id
+                SELECT array_agg(msg_id) FROM archived
             """,
             # Waits for a statement of ours that may still be running although its connection is gone.
-            present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
+            present=f"""
+                WITH present AS (SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE)
+                SELECT array_agg(msg_id) FROM present
+            """,
             insert=insert(
                 "m.headers",
                 f"unnest($1::text[], $2::text[], $3::interval[]) {ordinality} (message, headers, delay, position)",
                 "now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond'",
                 "ORDER BY m.position",
             ),
-            insert_part=insert(
-                "$2::text",
-                f"unnest($1::text[]) {ordinality} (message, position)",
-                f"{late} * interval '1 microsecond'",
-            ),
+            insert_part=insert("$2::text", f"unnest({lines}) {ordinality} (message, position)", of_part),
             insert_part_each=insert(
                 "m.headers",
-                f"unnest($1::text[], $2::text[]) {ordinality} (message, headers, position)",
-                f"{late} * interval '1 microsecond'",
+                f"unnest({lines}, string_to_array($2::text, E'\n', '')) {ordinality} (message, headers, position)",
+                of_part,
             ),
             dead_letters=f"""
                 SELECT msg_id, {bodies.payload}::text, headers::text FROM {dead} AS m
@@ -407,10 +433,10 @@ class Statements:
                 WITH next AS (
                     SELECT msg_id FROM {dead} WHERE {page}
                     ORDER BY msg_id LIMIT $3::int FOR UPDATE SKIP LOCKED
-                ), removed AS (
+                ), purged AS (
                     DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
                     RETURNING m.msg_id{bodies.check}
-                ){bodies.dropped("removed")}
-                SELECT msg_id FROM removed
+                ){bodies.dropped("purged")}
+                SELECT msg_id FROM purged
             """,
         )
