@@ -1,7 +1,7 @@
 """Typed, asyncio-first background workers on PGMQ, the message queue in PostgreSQL."""
 
 from ._version import __version__
-from .codecs import JsonCodec
+from .codecs import Compression, Encryption, JsonCodec, KeyRing, LayeredCodec, MsgspecCodec
 from .core import (
     AbortError,
     ApalisError,
@@ -62,6 +62,7 @@ __all__ = [
     "Batch",
     "Codec",
     "CodecError",
+    "Compression",
     "Config",
     "ConfigError",
     "Consumer",
@@ -72,6 +73,7 @@ __all__ = [
     "DecodeError",
     "Duration",
     "EncodeError",
+    "Encryption",
     "Engaged",
     "Event",
     "EventListener",
@@ -80,12 +82,15 @@ __all__ = [
     "HandlerError",
     "Idle",
     "JsonCodec",
+    "KeyRing",
+    "LayeredCodec",
     "LeaseLost",
     "LeaseLostError",
     "MemoryBackend",
     "MessageEvent",
     "Middleware",
     "Monitor",
+    "MsgspecCodec",
     "Next",
     "PgMqBackend",
     "PgMqContext",

@@ -5,6 +5,7 @@
 
 from typing import Final
 
+from .codecs import CLAIM_CHECKS, LAYERS
 from .model import Break
 from .outages import STAYS_UP
 from .transactions import EXACTLY_ONCE
@@ -352,5 +353,7 @@ BREAKS: Final = (
     *IDLE_IS_QUIET,
     *STAYS_UP,
     *BOUNDS,
+    *LAYERS,
+    *CLAIM_CHECKS,
     *CHAOS,
 )

@@ -20,6 +20,7 @@ from apalis_pgmq.core import (
     headers_of,
 )
 
+from ._encoding import decoders
 from ._fetcher import Fetcher
 from ._inbox import Demand, Inbox
 from ._keeper import LeaseKeeper
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Config, Event, TaskId
+    from apalis_pgmq.core import AnyCodec, Config, Event, TaskId
 
     from ._store import Claim, Store
 
@@ -48,7 +49,7 @@ class QueueConsumer(Consumer[T]):
 
     Args:
         store: where messages are claimed and settled; the consumer opens and closes it.
-        codec: decodes payloads.
+        codec: decodes payloads, by their headers where it is one that does.
         config: the queue's settings.
         worker: who claims, for events, logs and dead-letter headers.
         capacity: how many tasks are worked at the same time, at most.
@@ -62,7 +63,7 @@ class QueueConsumer(Consumer[T]):
     def __init__(
         self,
         store: Store,
-        codec: Codec[T],
+        codec: AnyCodec[T],
         config: Config,
         *,
         worker: str,
@@ -73,7 +74,7 @@ class QueueConsumer(Consumer[T]):
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, not {capacity}")
         self._store = store
-        self._decode = codec.decode
+        self._decode, self._decode_by = decoders(codec)
         self._config = config
         self._worker = worker
         self._reports = Reports(worker, config, on_event)
@@ -358,7 +359,8 @@ class QueueConsumer(Consumer[T]):
             self._discard(claim, DeadLetterReason.DELIVERIES_EXHAUSTED, None)
             return None
         try:
-            args = self._decode("null" if claim.payload is None else claim.payload)
+            payload = "null" if claim.payload is None else claim.payload
+            args = self._decode(payload) if claim.headers is None else self._decode_by(payload, claim.headers)
         except Exception as error:  # noqa: BLE001 - validators are the user's code: one message's fault
             self._discard(claim, DeadLetterReason.UNDECODABLE, error)
             return None

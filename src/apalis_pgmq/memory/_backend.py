@@ -19,7 +19,7 @@ from apalis_pgmq.core import (
     require_dead_letter_queue,
     whole_number,
 )
-from apalis_pgmq.delivery import QueueBackend, encode_headers
+from apalis_pgmq.delivery import QueueBackend
 
 from ._store import MemoryQueue, MemoryStore, Message
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Duration, TaskId
+    from apalis_pgmq.core import AnyCodec, Duration, TaskId
 
 T = TypeVar("T")
 
@@ -41,8 +41,8 @@ class MemoryBackend(QueueBackend[T]):
     Args:
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages.
-        codec: how messages become JSON; a `JsonCodec` of the message type by default. Messages are
-            encoded and decoded here too, so that a test finds what would not survive the way.
+        codec: how messages become JSON; a `JsonCodec` of the message type by default. A `LayeredCodec`
+            compresses or encrypts them as well. Messages are encoded and decoded here too, so that a test finds what would not survive the way.
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -50,14 +50,14 @@ class MemoryBackend(QueueBackend[T]):
 
     @overload
     def __init__(
-        self, queue_or_config: str | Config, message_type: type[T], *, codec: Codec[T] | None = ...
+        self, queue_or_config: str | Config, message_type: type[T], *, codec: AnyCodec[T] | None = ...
     ) -> None: ...
     @overload
     def __init__(
-        self, queue_or_config: str | Config, message_type: Any, *, codec: Codec[T] | None = ...
+        self, queue_or_config: str | Config, message_type: Any, *, codec: AnyCodec[T] | None = ...
     ) -> None: ...
     def __init__(
-        self, queue_or_config: str | Config, message_type: Any, *, codec: Codec[T] | None = None
+        self, queue_or_config: str | Config, message_type: Any, *, codec: AnyCodec[T] | None = None
     ) -> None:
         super().__init__(
             Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
@@ -115,9 +115,8 @@ class MemoryBackend(QueueBackend[T]):
         Args and errors are those of `push`; delay and headers are the same for each message.
         """
         wait = duration("delay", delay, allow_zero=True)
-        text = encode_headers(headers)
-        payloads = [self._encode(message) for message in messages]
-        ids = [self._queue.add(payload, text, wait) for payload in payloads]
+        rows = list(map(self._encoder(headers), messages))
+        ids = [self._queue.add(payload, text, wait) for payload, text in rows]
         self._poke()
         return ids
 

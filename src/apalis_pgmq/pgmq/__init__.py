@@ -12,7 +12,7 @@ from ._errors import (
     PgMqVersionError,
 )
 from ._pool import PgMqPool
-from ._queues import create_queue, drop_queue, queue_length
+from ._queues import create_queue, drop_queue, queue_length, sweep_bodies
 from ._transaction import Transaction
 
 __all__ = [
@@ -30,4 +30,5 @@ __all__ = [
     "create_queue",
     "drop_queue",
     "queue_length",
+    "sweep_bodies",
 ]

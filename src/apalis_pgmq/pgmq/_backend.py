@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import Config, ConfigError, duration
-from apalis_pgmq.delivery import QueueBackend, encode_headers
+from apalis_pgmq.delivery import QueueBackend
 
+from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
 from ._pool import PgMqPool
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from apalis_pgmq.core import Codec, DeadLetter, Duration, Task, TaskId
+    from apalis_pgmq.core import AnyCodec, DeadLetter, Duration, Task, TaskId
     from apalis_pgmq.delivery import QueueConsumer
 
     from ._connect import Connection
@@ -54,7 +55,8 @@ class PgMqBackend(QueueBackend[T]):
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
             ``queue: PgMqBackend[A | B] = PgMqBackend(url, "q", A | B)``.
-        codec: how messages become JSON; a `JsonCodec` of the message type by default.
+        codec: how messages become JSON; a `JsonCodec` of the message type by default. A `LayeredCodec`
+            compresses or encrypts them as well.
         prepared_statements: False behind a pooler that does not keep prepared statements (pgbouncer in
             transaction mode before 1.21); None, the default, turns them off behind any pooler. For a URL;
             a pool is configured by its ``statement_cache_size``.
@@ -70,7 +72,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: type[T],
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
     @overload
@@ -80,7 +82,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: Any,
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
     def __init__(
@@ -89,7 +91,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: Any,
         *,
-        codec: Codec[T] | None = None,
+        codec: AnyCodec[T] | None = None,
         prepared_statements: bool | None = None,
     ) -> None:
         super().__init__(
@@ -177,7 +179,7 @@ class PgMqBackend(QueueBackend[T]):
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._encode(message)], delay, headers, connection)
+        ids = await self._send([self._encoder(headers)(message)], delay, connection)
         return ids[0]
 
     async def push_many(
@@ -204,13 +206,12 @@ class PgMqBackend(QueueBackend[T]):
         messages = list(messages)
         if connection is None and len(messages) >= MANY:
             wait = duration("delay", delay, allow_zero=True)
-            payloads = map(self._encode, messages)
-            ids = await self._sink.send_many(payloads, len(messages), encode_headers(headers), wait)
+            ids = await self._sink.send_many(map(self._encoder(headers), messages), len(messages), wait)
             if not wait:
                 self._poke()
             return ids
-        encoded = [self._encode(message) for message in messages]
-        return await self._send(encoded, delay, headers, connection) if encoded else []
+        encoded = list(map(self._encoder(headers), messages))
+        return await self._send(encoded, delay, connection) if encoded else []
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -291,6 +292,7 @@ class PgMqBackend(QueueBackend[T]):
                         self._config.dead_letter_queue,
                         has_last_read_at=found.has_last_read_at,
                         is_announced=found.is_announced,
+                        bodies=await bodies_of(self._lane, self._config),
                     )
         return self._statements
 
@@ -299,13 +301,16 @@ class PgMqBackend(QueueBackend[T]):
 
     async def _send(
         self,
-        payloads: list[str],
+        encoded: Sequence[tuple[str, str | None]],
         delay: Duration,
-        headers: Mapping[str, object] | None,
         connection: Connection | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
-        rows = (payloads, [encode_headers(headers)] * len(payloads), [wait] * len(payloads))
+        rows = (
+            [payload for payload, _ in encoded],
+            [headers for _, headers in encoded],
+            [wait] * len(encoded),
+        )
         if connection is not None:
             return await self._sink.send_on(connection, *rows)
         ids = await self._sink.send(*rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from ._body_table import sweep
 from ._connect import UrlSource
 from ._lanes import Lanes
 from ._setup import announce_inserts, ensure_queue
@@ -76,6 +77,25 @@ async def queue_length(url: str, queue: str) -> int:
     async with _lane(url, queue) as lane:
         [row] = await lane.fetch(f"SELECT count(*) FROM {SCHEMA}.{quote(queue_table(queue))}")
         return int(row[0])
+
+
+async def sweep_bodies(url: str, queue: str) -> int:
+    """Delete what is left of large payloads whose messages are gone; return how many there were.
+
+    A backend deletes them with their messages. What others delete (``pgmq.delete``, ``pgmq.purge_queue``, old rows of an
+    archive) leaves them behind, unreachable; so run this from time to time where that happens. It looks at the queue, its
+    archive, its dead-letter queue and the archive of that, and takes nothing that one of them refers to.
+
+    Args:
+        url: the database.
+        queue: the queue's name; it need not be there any more.
+
+    Raises:
+        ConfigError: not a database URL.
+        PgMqError: the server does not answer, or refuses.
+    """
+    async with _lane(url, queue) as lane, lane.session() as connection:
+        return await sweep(connection, queue)
 
 
 @asynccontextmanager

@@ -82,7 +82,7 @@ class Sink:
         return await parcel.sent
 
     async def send_many(
-        self, payloads: Iterator[str], count: int, headers: str | None, delay: timedelta
+        self, encoded: Iterator[tuple[str, str | None]], count: int, delay: timedelta
     ) -> list[TaskId]:
         """Store many messages durably, all or none; return their ids in the same order.
 
@@ -90,9 +90,8 @@ class Sink:
         between.
 
         Args:
-            payloads: makes them, one by one.
+            encoded: makes their payloads and headers, one by one.
             count: how many there are.
-            headers: the same for all.
             delay: the same for all.
 
         Raises:
@@ -106,12 +105,11 @@ class Sink:
             await bounded(transaction.start())
             under_way: asyncio.Task[list[Any]] | None = None
             try:
-                while part := await _encoded(payloads):
+                while part := await _encoded(encoded):
                     if under_way is not None:
                         ids += ids_of(await under_way)
-                    lines = "\n".join(part)
                     under_way = asyncio.create_task(
-                        bounded(connection.fetch(statements.insert_part, lines, headers, delay, count))
+                        bounded(connection.fetch(*_insertion(statements, part), delay, count))
                     )
                     count -= len(part)
                 if under_way is not None:
@@ -213,20 +211,29 @@ class Sink:
         return sorted(ids_of(rows))
 
 
-async def _encoded(payloads: Iterator[str]) -> list[str]:
-    """Take as many payloads as a statement is to send.
+async def _encoded(encoded: Iterator[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Take as many payloads, with their headers, as a statement is to send.
 
     Every now and then the event loop has its turn, also to write on what the socket did not take at once of the
     statement before.
     """
-    part: list[str] = []
+    part: list[tuple[str, str | None]] = []
     characters = 0
-    while len(part) < _PART and characters < _MOST_CHARACTERS and (more := list(islice(payloads, _TURN))):
-        characters += sum(map(len, more))
-        # In JSON a line break can only be white space.
-        part += [payload.replace("\n", " ") for payload in more]
+    while len(part) < _PART and characters < _MOST_CHARACTERS and (more := list(islice(encoded, _TURN))):
+        characters += sum(len(payload) for payload, _ in more)
+        part += more
         await asyncio.sleep(0)
     return part
+
+
+def _insertion(statements: Statements, part: Sequence[tuple[str, str | None]]) -> tuple[str, str, str | None]:
+    """Return the statement that sends a part, its lines of payloads, and its headers."""
+    # In JSON a line break can only be white space.
+    lines = "\n".join([payload.replace("\n", " ") for payload, _ in part])
+    first = part[0][1]
+    if all(headers is first for _, headers in part):
+        return statements.insert_part, lines, first
+    return statements.insert_part_each, lines, "\n".join([headers or "" for _, headers in part])
 
 
 def _fail(parcels: Sequence[Parcel], error: Exception) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ._bodies import Bodies
+
 SCHEMA: Final = "pgmq"
 
 NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
@@ -170,6 +172,7 @@ class Statements:
             Announces the messages, unless the queue's trigger does.
         insert_part: of a transaction that sends many: ``$1`` payloads, a line each, ``$2`` their headers, ``$3`` their
             delay, ``$4`` how many are not sent yet, with these; otherwise as `insert`.
+        insert_part_each: the same, ``$2`` the headers of each, a line each, empty for none.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -193,6 +196,7 @@ class Statements:
     present: str
     insert: str
     insert_part: str
+    insert_part_each: str
     dead_letters: str
     newest_dead_letter: str
     redrive: str
@@ -201,7 +205,13 @@ class Statements:
 
     @classmethod
     def of(
-        cls, queue: str, dead_letter_queue: str, *, has_last_read_at: bool, is_announced: bool
+        cls,
+        queue: str,
+        dead_letter_queue: str,
+        *,
+        has_last_read_at: bool,
+        is_announced: bool,
+        bodies: Bodies | None = None,
     ) -> Statements:
         """Return the statements for a queue.
 
@@ -210,7 +220,9 @@ class Statements:
             dead_letter_queue: the name of the queue for what is given up.
             has_last_read_at: whether its tables have that column (PGMQ 1.10 and later).
             is_announced: whether a trigger announces every insert.
+            bodies: where its large payloads are; None: in the queue.
         """
+        bodies = Bodies() if bodies is None else bodies
         q = f"{SCHEMA}.{quote(queue_table(queue))}"
         a = f"{SCHEMA}.{quote(archive_table(queue))}"
         dead = f"{SCHEMA}.{quote(queue_table(dead_letter_queue))}"
@@ -268,8 +280,8 @@ class Statements:
         lease = f"""
             UPDATE {q} AS m SET vt = now() + $2::interval, read_ct = m.read_ct + 1{read_at}
             FROM next WHERE m.msg_id = next.msg_id
-            RETURNING m.msg_id, m.read_ct, m.vt, m.message::text AS message, m.headers::text AS headers,
-                m.enqueued_at, next.vt AS since
+            RETURNING m.msg_id, m.read_ct, m.vt, {bodies.payload}::text AS message,
+                m.headers::text AS headers, m.enqueued_at, next.vt AS since
         """
 
         due = f"""
@@ -296,37 +308,29 @@ class Statements:
         deleted = f"""
             deleted AS (
                 DELETE FROM {q} AS m USING unnest({_FENCE_ARRAYS}) AS f ({_FENCE_COLUMNS})
-                WHERE {_FENCE} RETURNING m.msg_id
-            )
+                WHERE {_FENCE} RETURNING m.msg_id{bodies.check}
+            ){bodies.dropped("deleted")}
         """
         archived = f"{gone}, archived AS (INSERT INTO {a} ({kept}) SELECT {kept} FROM gone RETURNING msg_id)"
+
         # The messages of one statement are visible one microsecond after the other, the last one now: so they are
         # claimed in their order, and a claim can begin in the midst of them.
-        insert = f"""
-            INSERT INTO {q} (vt, message, headers)
-            SELECT
-                now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond',
-                m.message::jsonb, m.headers::jsonb
-            FROM unnest($1::text[], $2::text[], $3::interval[])
-                WITH ORDINALITY AS m (message, headers, delay, position)
-            ORDER BY m.position
-            RETURNING msg_id
-        """
-        insert_part = f"""
-            INSERT INTO {q} (vt, message, headers)
-            SELECT
-                now() + $3::interval - ($4::int - m.position) * interval '1 microsecond',
-                m.message::jsonb, $2::text::jsonb
-            FROM unnest(string_to_array($1::text, E'\n')) WITH ORDINALITY AS m (message, position)
-            RETURNING msg_id
-        """
-
-        def announced(insert: str) -> str:
+        def insert(headers: str, source: str, vt: str, order: str = "") -> str:
+            message, headers = bodies.sent(headers)
             told = "" if is_announced else f", told AS MATERIALIZED (SELECT {announcement})"
             return f"""
-                WITH sent AS ({insert}){told}
+                WITH {bodies.given(source)} sent AS (
+                    INSERT INTO {q} (vt, message, headers)
+                    SELECT {vt}, {message}, {headers} FROM {"given AS m" if bodies else source}
+                    {order}
+                    RETURNING msg_id
+                ){told}
                 SELECT array_agg(msg_id) FROM sent{"" if is_announced else ", told"}
             """
+
+        ordinality = "WITH ORDINALITY AS m"
+        of_part = "now() + $3::interval - ($4::int - m.position) * interval '1 microsecond'"
+        lines = "string_to_array($1::text, E'\n')"
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
         # stay for as long as the server takes to notice; so it is told how long it may wait for the commit.
@@ -410,10 +414,20 @@ class Statements:
                 WITH present AS (SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE)
                 SELECT array_agg(msg_id) FROM present
             """,
-            insert=announced(insert),
-            insert_part=announced(insert_part),
+            insert=insert(
+                "m.headers",
+                f"unnest($1::text[], $2::text[], $3::interval[]) {ordinality} (message, headers, delay, position)",
+                "now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond'",
+                "ORDER BY m.position",
+            ),
+            insert_part=insert("$2::text", f"unnest({lines}) {ordinality} (message, position)", of_part),
+            insert_part_each=insert(
+                "m.headers",
+                f"unnest({lines}, string_to_array($2::text, E'\n', '')) {ordinality} (message, headers, position)",
+                of_part,
+            ),
             dead_letters=f"""
-                SELECT msg_id, message::text, headers::text FROM {dead}
+                SELECT msg_id, {bodies.payload}::text, headers::text FROM {dead} AS m
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
             """,
             newest_dead_letter=f"SELECT max(msg_id) FROM {dead}",
@@ -423,7 +437,10 @@ class Statements:
                 WITH next AS (
                     SELECT msg_id FROM {dead} WHERE {page}
                     ORDER BY msg_id LIMIT $3::int FOR UPDATE SKIP LOCKED
-                )
-                DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id RETURNING m.msg_id
+                ), purged AS (
+                    DELETE FROM {dead} AS m USING next WHERE m.msg_id = next.msg_id
+                    RETURNING m.msg_id{bodies.check}
+                ){bodies.dropped("purged")}
+                SELECT msg_id FROM purged
             """,
         )
