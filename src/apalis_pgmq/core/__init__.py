@@ -50,9 +50,11 @@ from ._events import (
     Stopped,
     Succeeded,
 )
+from ._groups import GROUP_HEADER, with_group
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
+    "GROUP_HEADER",
     "LONGEST",
     "AbortError",
     "ApalisError",
@@ -102,4 +104,5 @@ __all__ = [
     "redriven_headers",
     "require_dead_letter_queue",
     "whole_number",
+    "with_group",
 ]

@@ -23,6 +23,8 @@ MAX_QUEUE_NAME: Final = 47
 
 _REFUSED = re.compile(r"\$|;|--|'|\x00")
 _LONGEST_IDENTIFIER: Final = 63
+_LONGEST_PREFIX: Final = "apalis_group_"
+"""Of the names of what an ordered queue has in the database."""
 _MAX_RETRIES: Final = 1_000_000
 _MEBIBYTE: Final = 1024 * 1024
 _LONGEST_CHARACTER: Final = 4
@@ -52,6 +54,10 @@ class Config:
         max_lease: how long a worker may hold one message, lease extensions included; the default is 12 h
             (SQS's bound), None is without bound, less than the visibility timeout counts as that. A handler
             that hangs for longer is cancelled, and its message delivered again.
+        max_payload: how large a message may be as JSON, in bytes; the default is 1 MiB, None is without bound.
+        ordered: True: of the messages of a *group* (``push(..., group="customer-42")``) one is worked at a time,
+            in the order in which they were sent, by all workers together; see ``docs/ordering.md``. All workers
+            of the queue must say so. False, the default: groups mean nothing.
 
     Raises:
         ConfigError: a value that cannot work; the text says what is allowed.
@@ -65,6 +71,7 @@ class Config:
     dead_letter: DeadLetterTarget
     max_lease: timedelta | None
     max_payload: int | None
+    ordered: bool
 
     def __init__(
         self,
@@ -77,6 +84,7 @@ class Config:
         dead_letter: DeadLetterTarget = "queue",
         max_lease: Duration | None = timedelta(hours=12),
         max_payload: int | None = _MEBIBYTE,
+        ordered: bool = False,
     ) -> None:
         checked: dict[str, Any] = {
             "queue": _queue_name(queue, has_dead_letter_queue=dead_letter == "queue"),
@@ -96,6 +104,7 @@ class Config:
             "on_success": _on_success(on_success),
             "dead_letter": _dead_letter(dead_letter),
             "max_payload": _max_payload(max_payload),
+            "ordered": _ordered(ordered, queue),
         }
         checked["max_lease"] = None if max_lease is None else duration("max_lease", max_lease)
         for name, value in checked.items():
@@ -138,6 +147,10 @@ class Config:
     def with_max_payload(self, max_payload: int | None) -> Config:
         """Return a copy with another bound on what is sent (bytes of JSON)."""
         return self._with(max_payload=max_payload)
+
+    def with_ordered(self, ordered: bool = True) -> Config:  # noqa: FBT001, FBT002 - it says what it is
+        """Return a copy that is worked in order within each group, or is not."""
+        return self._with(ordered=ordered)
 
     def _with(self, **changes: Any) -> Config:
         return replace(self, **changes)
@@ -210,6 +223,17 @@ def _max_payload(max_payload: object) -> int | None:
     if max_payload < 1:
         raise ConfigError(f"max_payload must be at least 1 byte, not {max_payload}")
     return max_payload
+
+
+def _ordered(ordered: object, queue: str) -> bool:
+    if not isinstance(ordered, bool):
+        raise ConfigError(f"ordered must be True or False, not {ordered!r}")
+    if ordered and len(f"{_LONGEST_PREFIX}{queue}".encode("utf-8", "replace")) > _LONGEST_IDENTIFIER:
+        raise ConfigError(
+            f"queue name {queue!r} is too long for an ordered queue: PostgreSQL's names have 63 bytes, and "
+            f"{_LONGEST_PREFIX!r} goes before it"
+        )
+    return ordered
 
 
 def _on_success(on_success: object) -> OnSuccess:
