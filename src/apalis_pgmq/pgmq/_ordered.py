@@ -97,32 +97,34 @@ class OrderedClaims:
         """
         self._freed.update(claim.group for claim in claims if claim.group is not None)
         if self._freed and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_KEPT_FREE, self._free_for_others)
+            self._timer = asyncio.get_running_loop().call_later(_KEPT_FREE, self._kept_for_long)
 
     async def close(self) -> None:
         """Leave to others what follows, and have them look: we alone may know what is due."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         if self._freeing is not None:
             await asyncio.gather(self._freeing, return_exceptions=True)
         with suppress(ApalisError, TimeoutError):
             async with asyncio.timeout(_FAREWELL):
-                await self._free()
-        if self._subscription.is_heard and self._subscription.turn.has_company:
-            with suppress(ApalisError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL):
-                    await self._lane.fetch(HAVE_LOOK, self._talk)
+                await self._leave_to_others()
 
-    def _free_for_others(self) -> None:
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _kept_for_long(self) -> None:
         self._timer = None
-        if self._freed and (self._freeing is None or self._freeing.done()):
-            self._freeing = asyncio.create_task(self._free(), name="apalis-pgmq free groups")
+        if self._freeing is None or self._freeing.done():
+            self._freeing = asyncio.create_task(self._leave_to_others(), name="apalis-pgmq freed groups")
 
-    async def _free(self) -> None:
+    async def _leave_to_others(self) -> None:
         groups, self._freed = list(self._freed), set()
-        if groups:
-            with suppress(ApalisError):  # the next pass finds them
+        with suppress(ApalisError):  # the next pass finds them
+            if groups:
                 await self._lane.fetch(self._free_statement, groups)
+            if self._subscription.is_heard and self._subscription.turn.has_company:
+                await self._lane.fetch(HAVE_LOOK, self._talk)
 
     async def _look(self, limit: int) -> Claimed:
         turn, is_announced = self._subscription.turn, self._subscription.is_announced
@@ -130,17 +132,22 @@ class OrderedClaims:
         if began >= self._pass_due:
             self._pass_due, self._pass, self._place = math.inf, _Pass(), _BEGINNING
         freed, self._freed = list(self._freed), set()
-        [row] = await self._lane.fetch(
-            self._statement,
-            limit,
-            self._timeout,
-            *self._place,
-            _LOOK if self._pass.statements else max(_FIRST_LOOK, limit),
-            self._outlook if is_announced else self._poll_interval,
-            self._talk if turn.has_company else None,
-            not self._was_full,
-            freed,
-        )
+        self._stop_timer()
+        try:
+            [row] = await self._lane.fetch(
+                self._statement,
+                limit,
+                self._timeout,
+                *self._place,
+                _LOOK if self._pass.statements else max(_FIRST_LOOK, limit),
+                self._outlook if is_announced else self._poll_interval,
+                self._talk if turn.has_company else None,
+                not self._was_full,
+                freed,
+            )
+        except BaseException:
+            self._freed.update(freed)
+            raise
         now = monotonic()
         turn.claimed(now - began)
         self._pass.count(now - began)
@@ -170,7 +177,8 @@ class OrderedClaims:
         """Return how long after this pass the next one is due, in seconds."""
         if self._pass.statements == 1 and claimed < _MANY:
             return 0.0
-        return max(_SHORTEST_INTERVAL, self._pass.seconds / _SHARE_OF_PASSES, self._outlook)
+        least = max(_SHORTEST_INTERVAL, self._pass.seconds / _SHARE_OF_PASSES, self._outlook)
+        return min(least, _LONGEST_OUTLOOK)
 
 
 class _Pass:
