@@ -202,7 +202,15 @@ def setup(
             help="Whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.",
         ),
     ] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option(
+            "--ordered/--not-ordered",
+            help="Whether to give the queue what workers need that work it in order within message groups "
+            "(Config(ordered=True)): two indexes, functions and a trigger.",
+        ),
+    ] = False,
 ) -> None:
     """Make PGMQ and a queue ready. Harmless where they are there already."""
     with exits():
-        set_up(url, queue, dead_letter=dead_letter, notify=notify, tune=tune)
+        set_up(url, queue, dead_letter=dead_letter, notify=notify, tune=tune, ordered=ordered)

@@ -63,6 +63,7 @@ from ._events import (
     Stopped,
     Succeeded,
 )
+from ._groups import GROUP_HEADER, with_group
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "CONTENT_ENCODING",
     "CONTENT_HEADERS",
     "ENCRYPTION_KEY",
+    "GROUP_HEADER",
     "GZIP",
     "LONGEST",
     "ZSTD",
@@ -126,4 +128,5 @@ __all__ = [
     "require_dead_letter_queue",
     "unknown_encoding",
     "whole_number",
+    "with_group",
 ]

@@ -18,6 +18,7 @@ from apalis_pgmq.core import (
     redriven_headers,
     require_dead_letter_queue,
     whole_number,
+    with_group,
 )
 from apalis_pgmq.delivery import QueueBackend
 
@@ -92,7 +93,12 @@ class MemoryBackend(QueueBackend[T]):
         """Nothing to close; there to take the place of a backend that has."""
 
     async def push(
-        self, message: T, *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        message: T,
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> TaskId:
         """Send one message; return its id.
 
@@ -100,22 +106,28 @@ class MemoryBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read.
+            group: the message's group, as its header ``x-pgmq-group``; None: no group.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or it is larger than ``max_payload``.
             ConfigError: the delay is not a duration.
         """
-        return (await self.push_many([message], delay=delay, headers=headers))[0]
+        return (await self.push_many([message], delay=delay, headers=headers, group=group))[0]
 
     async def push_many(
-        self, messages: Iterable[T], *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        messages: Iterable[T],
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
-        Args and errors are those of `push`; delay and headers are the same for each message.
+        Args and errors are those of `push`; delay, headers and group are the same for each message.
         """
         wait = duration("delay", delay, allow_zero=True)
-        rows = list(map(self._encoder(headers), messages))
+        rows = list(map(self._encoder(with_group(headers, group)), messages))
         ids = [self._queue.add(payload, text, wait) for payload, text in rows]
         self._poke()
         return ids

@@ -6,12 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, duration
+from apalis_pgmq.core import Config, ConfigError, duration, with_group
 from apalis_pgmq.delivery import QueueBackend
 
 from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
+from ._ordered_setup import ensure_ordered
+from ._ordered_sql import ordered
 from ._pool import PgMqPool
 from ._setup import ensure_queue
 from ._sink import MANY, Sink
@@ -159,6 +161,7 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         connection: Connection | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
@@ -169,17 +172,19 @@ class PgMqBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read; must have a JSON form.
+            group: the message's group, as its header ``x-pgmq-group``: an ordered queue works one message of
+                a group at a time, in the order in which they were sent (see `Config`). None: no group.
             connection: the caller's own asyncpg connection to the same database: the message is sent on it,
                 at once, and so if and when the caller's transaction commits.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
-                is larger than ``max_payload``.
+                is larger than ``max_payload``; or the group makes no sense.
             ConfigError: the delay is not a duration.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._encoder(headers)(message)], delay, connection)
+        ids = await self._send([self._encoder(with_group(headers, group))(message)], delay, connection)
         return ids[0]
 
     async def push_many(
@@ -188,6 +193,7 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         connection: Connection | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
@@ -198,12 +204,14 @@ class PgMqBackend(QueueBackend[T]):
             messages: of the backend's message type.
             delay: how long until they become visible, a `timedelta` or seconds; none by default.
             headers: the same for each message.
+            group: the same for each message, as in `push`.
             connection: as in `push`.
 
         Raises:
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
         messages = list(messages)
+        headers = with_group(headers, group)
         if connection is None and len(messages) >= MANY:
             wait = duration("delay", delay, allow_zero=True)
             ids = await self._sink.send_many(map(self._encoder(headers), messages), len(messages), wait)
@@ -280,20 +288,30 @@ class PgMqBackend(QueueBackend[T]):
             LeaseLostError: a message was not ours any more; everything was rolled back.
             PgMqError: the transaction could not be begun or committed.
         """
-        return await self._transactions.transact(consumer, tasks, body)
+        result = await self._transactions.transact(consumer, tasks, body)
+        if self._config.ordered:
+            consumer.poke()
+        return result
 
     async def _ready(self) -> Statements:
         if self._statements is None:
             async with self._setup_lock:
                 if self._statements is None:
                     found = await ensure_queue(self._lane, self._config.queue)
-                    self._statements = Statements.of(
+                    bodies = await bodies_of(self._lane, self._config)
+                    statements = Statements.of(
                         self._config.queue,
                         self._config.dead_letter_queue,
                         has_last_read_at=found.has_last_read_at,
                         is_announced=found.is_announced,
-                        bodies=await bodies_of(self._lane, self._config),
+                        bodies=bodies,
                     )
+                    if self._config.ordered:
+                        await ensure_ordered(
+                            self._lane, self._config.queue, has_last_read_at=found.has_last_read_at
+                        )
+                        statements = ordered(statements, self._config.queue, bodies)
+                    self._statements = statements
         return self._statements
 
     def _store(self) -> PgMqStore:

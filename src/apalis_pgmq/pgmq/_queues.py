@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ._body_table import sweep
 from ._connect import UrlSource
 from ._lanes import Lanes
+from ._ordered_setup import ensure_ordered
 from ._setup import announce_inserts, ensure_queue
 from ._sql import INSPECT, SCHEMA, autovacuum, queue_table, quote
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 _DROP_QUEUE: Final = "SELECT pgmq.drop_queue($1::text)"
 
 
-async def create_queue(url: str, queue: str, *, notify: bool = True, tune: bool = False) -> bool:
+async def create_queue(
+    url: str, queue: str, *, notify: bool = True, tune: bool = False, ordered: bool = False
+) -> bool:
     """Make sure that PGMQ and the queue are there, as `PgMqBackend.setup` does.
 
     Any name that PGMQ takes will do, a dead-letter queue's among them.
@@ -30,6 +33,7 @@ async def create_queue(url: str, queue: str, *, notify: bool = True, tune: bool 
         notify: whether to have every insert into the queue announced, by a trigger, also if the queue was
             there before. Workers then need not poll it. False leaves a queue that is there as it is.
         tune: whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.
+        ordered: whether to give it what ordered claims need (``Config(ordered=True)``).
 
     Returns:
         Whether the queue was made; False if it was there before.
@@ -40,12 +44,14 @@ async def create_queue(url: str, queue: str, *, notify: bool = True, tune: bool 
     """
     async with _lane(url, queue) as lane:
         [found] = await lane.fetch(INSPECT, queue_table(queue))
-        await ensure_queue(lane, queue, notify=notify)
+        made = await ensure_queue(lane, queue, notify=notify)
         async with lane.connection() as connection:
             if notify:
                 await announce_inserts(connection, queue)
             if tune:
                 await connection.execute(autovacuum(queue))
+        if ordered:
+            await ensure_ordered(lane, queue, has_last_read_at=made.has_last_read_at)
         return not found["has_queue"]
 
 

@@ -54,6 +54,7 @@ class TransactionalSink(Protocol[M_contra]):
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
         connection: Connection | None = ...,
     ) -> TaskId:
         """Send a message on the given connection."""
@@ -65,6 +66,7 @@ class TransactionalSink(Protocol[M_contra]):
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
         connection: Connection | None = ...,
     ) -> list[TaskId]:
         """Send messages on the given connection."""
@@ -95,9 +97,12 @@ class Transaction:
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> TaskId:
         """Send a message to a queue of the same database, if and when the transaction commits."""
-        return await backend.push(message, delay=delay, headers=headers, connection=self.connection)
+        return await backend.push(
+            message, delay=delay, headers=headers, group=group, connection=self.connection
+        )
 
     async def push_many(
         self,
@@ -106,9 +111,12 @@ class Transaction:
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
     ) -> list[TaskId]:
         """Send messages to a queue of the same database, if and when the transaction commits."""
-        return await backend.push_many(messages, delay=delay, headers=headers, connection=self.connection)
+        return await backend.push_many(
+            messages, delay=delay, headers=headers, group=group, connection=self.connection
+        )
 
 
 class Transactions:
