@@ -21,7 +21,8 @@ STATEMENTS = {
     "archive": FENCE,
     "give_back": f"{FENCE}, ARRAY[interval '1 s', interval '1 s'], ARRAY[1, 1]::int[]",
     "present": "ARRAY[1, 2]::bigint[]",
-    "insert": "ARRAY['{}', '{}'], ARRAY[NULL, NULL]::text[], ARRAY[interval '0', interval '0']",
+    "insert": "ARRAY['{}', '{}'], ARRAY[NULL, NULL]::text[], ARRAY[interval '0', interval '0'], "
+    "ARRAY[NULL, NULL]::timestamptz[]",
 }
 MOST_BUFFERS = 3000
 """Of 8 KiB each, for a claim of 100."""

@@ -48,6 +48,7 @@ PUBLIC = [
     "PgMqNotInstalledError",
     "PgMqPermissionError",
     "PgMqPool",
+    "PgMqProducer",
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",

@@ -21,7 +21,7 @@ from ._dead_letters import (
     require_dead_letter_queue,
     whole_number,
 )
-from ._durations import Duration, duration
+from ._durations import Duration, duration, moment
 from ._errors import (
     LONGEST,
     AbortError,
@@ -99,6 +99,7 @@ __all__ = [
     "duration",
     "error_text",
     "headers_of",
+    "moment",
     "redriven_headers",
     "require_dead_letter_queue",
     "whole_number",

@@ -1,8 +1,9 @@
 """Claiming, leasing and settling messages, for any store. Standard library only."""
 
-from ._backend import QueueBackend, encode_headers
+from ._backend import QueueBackend
 from ._consumer import QueueConsumer
 from ._outage import Backoff
+from ._packing import Packer
 from ._store import Burial, Claim, Claimed, GiveBack, Store
 
 __all__ = [
@@ -11,8 +12,8 @@ __all__ = [
     "Claim",
     "Claimed",
     "GiveBack",
+    "Packer",
     "QueueBackend",
     "QueueConsumer",
     "Store",
-    "encode_headers",
 ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from apalis_pgmq.core import EncodeError, checked_payload
-
 from ._consumer import QueueConsumer
+from ._packing import Packer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,24 +86,10 @@ class QueueBackend(ABC, Generic[T]):
     def _store(self) -> Store:
         """Return the queue as a store, for one consumer."""
 
-    def _encode(self, message: T) -> str:
-        return checked_payload(self._codec.encode(message), self._config)
+    def _packer(self, headers: Mapping[str, object] | None) -> Packer[T]:
+        return Packer(self._codec, self._config, headers)
 
     def _poke(self) -> None:
         """Have the workers of this process look now rather than at their next poll."""
         for consumer in self._consumers:
             consumer.poke()
-
-
-def encode_headers(headers: Mapping[str, object] | None) -> str | None:
-    """Return headers as JSON text, or None for none.
-
-    Raises:
-        EncodeError: they have no JSON form.
-    """
-    if headers is None:
-        return None
-    try:
-        return json.dumps(dict(headers), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise EncodeError(f"the headers have no JSON form: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -15,11 +15,12 @@ from apalis_pgmq.core import (
     Redrive,
     duration,
     headers_of,
+    moment,
     redriven_headers,
     require_dead_letter_queue,
     whole_number,
 )
-from apalis_pgmq.delivery import QueueBackend, encode_headers
+from apalis_pgmq.delivery import QueueBackend
 
 from ._store import MemoryQueue, MemoryStore, Message
 
@@ -114,12 +115,26 @@ class MemoryBackend(QueueBackend[T]):
 
         Args and errors are those of `push`; delay and headers are the same for each message.
         """
-        wait = duration("delay", delay, allow_zero=True)
-        text = encode_headers(headers)
-        payloads = [self._encode(message) for message in messages]
-        ids = [self._queue.add(payload, text, wait) for payload in payloads]
-        self._poke()
-        return ids
+        return self._add(messages, duration("delay", delay, allow_zero=True), headers)
+
+    async def schedule(
+        self, message: T, at: datetime | Duration, *, headers: Mapping[str, object] | None = None
+    ) -> TaskId:
+        """Send one message that becomes visible at a moment; return its id.
+
+        Args:
+            message: of the backend's message type.
+            at: when: a `datetime` with a time zone, or a `timedelta` or seconds from now. At once if it is past.
+            headers: kept beside the message, for the handler to read.
+
+        Raises:
+            EncodeError: as `push`.
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+        """
+        due = moment("at", at)
+        if isinstance(due, datetime):
+            due = max(due - datetime.now(UTC), timedelta(0))
+        return self._add([message], due, headers)[0]
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first.
@@ -179,6 +194,15 @@ class MemoryBackend(QueueBackend[T]):
 
     def _store(self) -> MemoryStore:
         return MemoryStore(self._queue)
+
+    def _add(
+        self, messages: Iterable[T], delay: timedelta, headers: Mapping[str, object] | None
+    ) -> list[TaskId]:
+        packer = self._packer(headers)
+        packed = [packer.pack(message) for message in messages]
+        ids = [self._queue.add(payload, text, delay) for payload, text in packed]
+        self._poke()
+        return ids
 
     def _put_back(self, ids: Iterable[TaskId]) -> None:
         for message_id in ids:

@@ -158,8 +158,8 @@ class Statements:
         delete_last, archive_last: fence, ``$4`` milliseconds; as the last statement of a transaction whose commit
             must follow within that time.
         present: ``$1`` ids.
-        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns ids in that order when sorted. Announces the
-            messages, unless the queue's trigger does.
+        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays, ``$4`` not before when, or null; returns ids in that
+            order when sorted. Announces the messages, unless the queue's trigger does.
         insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
             ``$4`` how many follow in further statements; otherwise as `insert`.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
@@ -279,10 +279,12 @@ class Statements:
         insert = f"""
             INSERT INTO {q} (vt, message, headers)
             SELECT
-                now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond',
+                greatest(
+                    m.at, now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond'
+                ),
                 m.message::jsonb, m.headers::jsonb
-            FROM unnest($1::text[], $2::text[], $3::interval[])
-                WITH ORDINALITY AS m (message, headers, delay, position)
+            FROM unnest($1::text[], $2::text[], $3::interval[], $4::timestamptz[])
+                WITH ORDINALITY AS m (message, headers, delay, at, position)
             ORDER BY m.position
             RETURNING msg_id
         """

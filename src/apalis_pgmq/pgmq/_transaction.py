@@ -22,6 +22,7 @@ from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from apalis_pgmq.core import Config, Duration, Task, TaskId
     from apalis_pgmq.delivery import Claim, QueueConsumer
@@ -70,6 +71,17 @@ class TransactionalSink(Protocol[M_contra]):
         """Send messages on the given connection."""
         ...
 
+    async def schedule(
+        self,
+        message: M_contra,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = ...,
+        connection: Connection | None = ...,
+    ) -> TaskId:
+        """Send a message for later on the given connection."""
+        ...
+
 
 class Transaction:
     """An open transaction around a handler; ask for it by type annotation, in an ``async def`` handler.
@@ -109,6 +121,17 @@ class Transaction:
     ) -> list[TaskId]:
         """Send messages to a queue of the same database, if and when the transaction commits."""
         return await backend.push_many(messages, delay=delay, headers=headers, connection=self.connection)
+
+    async def schedule(
+        self,
+        backend: TransactionalSink[M],
+        message: M,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = None,
+    ) -> TaskId:
+        """Send a message for later to a queue of the same database, if and when the transaction commits."""
+        return await backend.schedule(message, at, headers=headers, connection=self.connection)
 
 
 class Transactions:
