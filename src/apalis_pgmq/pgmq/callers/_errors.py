@@ -50,7 +50,9 @@ def driver_error(error: BaseException) -> tuple[Exception, BaseException] | None
 def _inwards(error: BaseException) -> Iterator[BaseException]:
     """Go from what a framework raises to what its driver has raised."""
     inner: BaseException | None = error
-    while inner is not None:
+    seen: set[int] = set()
+    while inner is not None and id(inner) not in seen:
+        seen.add(id(inner))
         yield inner
         original = getattr(inner, "orig", None)
         inner = original if isinstance(original, BaseException) else inner.__cause__

@@ -8,7 +8,8 @@ import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from apalis_pgmq.core import ConfigError
+from apalis_pgmq.core import ApalisError, ConfigError
+from apalis_pgmq.pgmq._errors import DRIVER_ERRORS
 
 from ._errors import driver_error
 from ._psycopg import fetch_synchronously
@@ -162,7 +163,9 @@ class OwnConnections:
             ) from error
         try:
             given = conninfo_to_dict(self._url)
-        except psycopg.ProgrammingError:
+            for port in str(given.get("port") or 0).split(","):
+                int(port or 0)
+        except (psycopg.ProgrammingError, ValueError):
             # Without its text and its cause: both show the URL.
             raise ConfigError(
                 "the database URL cannot be read: check its host, port and parameters"
@@ -195,6 +198,9 @@ def _says_something(connection: psycopg.Connection[Any]) -> bool:
 def _as_asyncpg() -> Generator[None]:
     try:
         yield
+    except (ApalisError, *DRIVER_ERRORS):
+        # Of a statement in a transaction: translated already, and on its way out of it.
+        raise
     except Exception as error:
         found = driver_error(error)
         if found is None:
