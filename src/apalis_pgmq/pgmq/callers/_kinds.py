@@ -84,6 +84,10 @@ class AlchemySession(Protocol):
         """Return the connection of its transaction."""
         ...
 
+    def begin_nested(self) -> AbstractContextManager[Any]:
+        """Begin a savepoint."""
+        ...
+
 
 class AlchemyAsync(Protocol):
     """An `AsyncSession` or `AsyncConnection` of ``sqlalchemy.ext.asyncio``."""
