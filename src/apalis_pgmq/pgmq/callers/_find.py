@@ -37,9 +37,7 @@ def synchronous(connection: SyncCaller) -> SyncFetch:
     if _is(given, "sqlalchemy", "Connection"):
         return lambda sql, arguments: _fetch_by_sqlalchemy(given, sql, arguments)
     if _is_django(given):
-        if given.vendor != "postgresql":
-            raise ConfigError(f"Django's connection {given.alias!r} is to {given.vendor}, not to PostgreSQL")
-        return lambda sql, arguments: _fetch_by_cursor(given, sql, arguments)
+        return lambda sql, arguments: _fetch_by_django(given, sql, arguments)
     if _is(given, "psycopg2.extensions", "connection"):
         return lambda sql, arguments: _fetch_by_cursor(given, sql, arguments)
     if _is_asynchronous(given):
@@ -90,6 +88,15 @@ def _fetch_by_sqlalchemy(connection: Any, sql: str, arguments: Sequence[object])
         )
     rows: Rows = connection.exec_driver_sql(sql, parameters).fetchall()
     return rows
+
+
+def _fetch_by_django(connection: Any, sql: str, arguments: Sequence[object]) -> Rows:
+    # Not looked at before: its settings may not be there yet when a module makes its producer.
+    if connection.vendor != "postgresql":
+        raise ConfigError(
+            f"Django's connection {connection.alias!r} is to {connection.vendor}, not to PostgreSQL"
+        )
+    return _fetch_by_cursor(connection, sql, arguments)
 
 
 def _fetch_by_cursor(connection: Any, sql: str, arguments: Sequence[object]) -> Rows:
