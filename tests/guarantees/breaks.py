@@ -7,6 +7,7 @@ from typing import Final
 
 from .model import Break
 from .outages import STAYS_UP
+from .sending import SENDING
 from .transactions import EXACTLY_ONCE
 from .wakeups import IDLE_IS_QUIET
 
@@ -348,6 +349,7 @@ BREAKS: Final = (
     *FENCED,
     *BOUNDED,
     *EXACTLY_ONCE,
+    *SENDING,
     *CLEAN_STOP,
     *IDLE_IS_QUIET,
     *STAYS_UP,

@@ -183,13 +183,21 @@ import os, sys
 from apalis_pgmq import PgMqProducer
 producer = PgMqProducer({pgmq_url!r}, {queue!r}, dict[str, str])
 payload = {{"to": "ada"}}
+
+def session():
+    with producer._own.port() as port:
+        return port.fetch_rows("SELECT pg_backend_pid()", ())[0][0]
+
 producer.push(payload)
+parent = session()
 if not (child := os.fork()):
     producer.push(payload)
+    assert session() != parent
     producer.close()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 producer.push(payload)
+assert session() == parent
 producer.close()
 """
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
