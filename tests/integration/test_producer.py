@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import psycopg
@@ -319,6 +321,13 @@ except ImportError as error:
     print(error)
 """
         assert "pip install 'apalis-pgmq[psycopg]'" in self.run(program)
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "producers.md").read_text()
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (docs / target).exists(), target
 
 
 def test_a_config_of_its_own(queue: str) -> None:
