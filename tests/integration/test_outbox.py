@@ -8,7 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import psycopg
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from apalis_pgmq import (
     Config,
@@ -21,7 +24,7 @@ from apalis_pgmq import (
     WorkerBuilder,
 )
 
-from .callers import KINDS, Caller
+from .callers import KINDS, Caller, by_driver, django_connection
 from .conftest import Email, Table, running
 
 Eventually = Callable[..., Awaitable[None]]
@@ -219,6 +222,27 @@ async def test_a_queue_that_is_not_announced_by_a_trigger_is_announced_all_the_s
     await caller.commit()
     await eventually(lambda: heard)
     await db.remove_listener(channel, heard.append)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+async def test_without_a_transaction_it_is_sent_at_once(
+    driver: str, backend: PgMqBackend[Email], pgmq_url: str, table: Table
+) -> None:
+    producer = PgMqProducer("postgresql://nobody@127.0.0.1:1/none", backend.queue, Email)
+
+    def send() -> None:
+        engine = create_engine(by_driver(pgmq_url, driver), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        with engine.connect() as connection:
+            producer.push(Email("SQLAlchemy"), connection=connection)
+        engine.dispose()
+        with psycopg.connect(pgmq_url, autocommit=True) as connection:
+            producer.push(Email("psycopg"), connection=connection)
+        django = django_connection(pgmq_url)
+        producer.push(Email("Django"), connection=django)
+        django.close()
+
+    await asyncio.to_thread(send)
+    assert await sent(table) == ["SQLAlchemy", "psycopg", "Django"]
 
 
 class TestKinds:
