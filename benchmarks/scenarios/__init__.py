@@ -6,7 +6,7 @@ from typing import Final
 
 from benchmarks.bench import Scenario
 
-from . import drain, idle, latency, load, ordered, peers, push, scale
+from . import drain, idle, latency, load, ordered, outbox, peers, push, scale
 
 SCENARIOS: Final = {
     scenario.name: scenario
@@ -23,6 +23,8 @@ SCENARIOS: Final = {
         Scenario("idle", "A worker with nothing to do, and delayed messages", idle.idle),
         Scenario("push16", "Single pushes, many at the same time", push.push16),
         Scenario("push_many", "Many messages by one call", push.push_many),
+        Scenario("producer", "Sending from synchronous code", outbox.producer),
+        Scenario("outbox", "Sending in transactions, of which one stays open", outbox.outbox),
         Scenario("memory", "Memory over many messages, and with large ones", load.memory),
         Scenario("slow", "A thousand slow handlers at the same time", load.slow),
         Scenario("herd", "Ten idle workers and one message", idle.herd),

@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from apalis_pgmq import PgMqBackend
 
 from .test_readme import ROOT, read_until
@@ -51,6 +53,28 @@ async def test_exactly_once() -> None:
 
 async def test_batches() -> None:
     assert "9 succeeded, 1 given up" in await run("examples/batches.py")
+
+
+@pytest.mark.parametrize("example", ["in_fastapi", "in_django", "in_flask"])
+async def test_web_frameworks(example: str) -> None:
+    output = await run(f"examples/{example}.py")
+    stored = {"in_fastapi": 200}.get(example, 201)
+    assert output.splitlines() == [
+        "Mallory was answered 403",
+        f"Ada was answered {stored}",
+        "Order 2 of Ada confirmed",
+    ]
+
+
+async def test_from_a_script() -> None:
+    output = await run("examples/from_a_script.py")
+    reports = ["Report for Ada", "Report for Grace", "Report for Barbara"]
+    assert sorted(output.splitlines()[:-1]) == sorted(reports)
+    assert output.splitlines()[-1] == "Report for Katherine"
+
+
+async def test_from_supabase() -> None:
+    assert "Welcome, ada@example.com! (headers: {})" in await run("examples/from_supabase.py")
 
 
 async def test_worker(pgmq_url: str) -> None:

@@ -154,6 +154,41 @@ async def test_the_other_handlers_work_as_written(
     await db.execute("DROP TABLE bills")
 
 
+async def test_the_producers_work_as_written(pgmq_url: str, db: asyncpg.Connection, queue: str) -> None:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+    from sqlalchemy.orm import Session
+
+    @dataclass
+    class EmailMessage:
+        to: str
+        subject: str
+        body: str
+
+    await db.execute("CREATE TABLE users (email text)")
+    url = pgmq_url[pgmq_url.index("://") :]
+    async with PgMqBackend(pgmq_url, "emails", EmailMessage) as emails:
+        names = {
+            "AsyncSession": AsyncSession,
+            "EmailMessage": EmailMessage,
+            "Session": Session,
+            "emails": emails,
+            "text": text,
+        }
+        exec(compile(block("producers"), "README.md", "exec", dont_inherit=True), names)
+        engine = create_async_engine("postgresql+asyncpg" + url)
+        async with AsyncSession(engine) as session, session.begin():
+            await names["sign_up"]("ada", session)
+        await engine.dispose()
+        blocking = create_engine("postgresql+psycopg" + url)
+        with Session(blocking) as session, session.begin():
+            names["sign_up_by_form"]("grace", session)
+        blocking.dispose()
+    sent = await db.fetch("SELECT message->>'to' AS to FROM pgmq.q_emails ORDER BY msg_id")
+    assert [row["to"] for row in sent] == ["ada", "grace"]
+    await db.execute("DROP TABLE users; SELECT pgmq.drop_queue('emails'::text)")
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", README):
         assert (ROOT / target).exists(), target

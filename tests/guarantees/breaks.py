@@ -9,6 +9,7 @@ from .codecs import CLAIM_CHECKS, LAYERS
 from .model import Break
 from .ordering import ORDER
 from .outages import STAYS_UP
+from .sending import SENDING
 from .transactions import EXACTLY_ONCE
 from .wakeups import IDLE_IS_QUIET
 
@@ -351,6 +352,7 @@ BREAKS: Final = (
     *BOUNDED,
     *EXACTLY_ONCE,
     *ORDER,
+    *SENDING,
     *CLEAN_STOP,
     *IDLE_IS_QUIET,
     *STAYS_UP,

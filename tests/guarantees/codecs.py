@@ -22,8 +22,8 @@ LAYERS: Final = (
     Break(
         name="headers-of-the-first-message-for-all",
         promise=_PROMISE,
-        file="pgmq/_sink.py",
-        old="if all(headers is first for _, headers in part):",
+        file="pgmq/_inserts.py",
+        old="if all(headers == first for _, headers in part):",
         new="if True:",
         tests=(_CODECS + "test_push_many_gives_each_message_its_headers_and_keeps_the_order[2500]",),
     ),

@@ -101,7 +101,7 @@ STAYS_UP: Final = (
         promise="It stays up",
         file="pgmq/_connect.py",
         old="self._url = url",
-        new='self._url = url.partition(",")[0] + parts.path',
+        new='self._url = url.partition(",")[0] + urlsplit(url).path',
         tests=(_FAULTS + "test_fail_over_to_the_next_host_of_the_url",),
     ),
     _not_passing(

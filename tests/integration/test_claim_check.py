@@ -23,7 +23,7 @@ from apalis_pgmq import (
     WorkerBuilder,
 )
 from apalis_pgmq.pgmq import _body_table, create_queue, sweep_bodies
-from apalis_pgmq.pgmq._sink import MANY
+from apalis_pgmq.pgmq._inserts import MANY
 
 from .conftest import Email, Table, as_role, running
 

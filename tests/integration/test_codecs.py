@@ -22,7 +22,7 @@ from apalis_pgmq import (
     Transaction,
     WorkerBuilder,
 )
-from apalis_pgmq.pgmq._sink import MANY
+from apalis_pgmq.pgmq._inserts import MANY
 
 from .conftest import Email, Table, running
 

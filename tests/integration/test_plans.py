@@ -23,7 +23,8 @@ STATEMENTS = {
     "give_back": f"{FENCE}, ARRAY[interval '1 s', interval '1 s'], ARRAY[1, 1]::int[]",
     "present": "ARRAY[1, 2]::bigint[]",
     "insert_part": "'{}', NULL, interval '0', 1",
-    "insert": "ARRAY['{}', '{}'], ARRAY[NULL, NULL]::text[], ARRAY[interval '0', interval '0']",
+    "insert": "ARRAY['{}', '{}'], ARRAY[NULL, NULL]::text[], ARRAY[interval '0', interval '0'], "
+    "ARRAY[NULL, NULL]::timestamptz[]",
 }
 CLAIMING = ("claim", "claim_rest", "claim_telling", "late")
 MOST_BUFFERS = 3000

@@ -8,13 +8,14 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from apalis_pgmq import Config, PgMqBackend, WorkerBuilder
+from apalis_pgmq import Config, PgMqBackend, PgMqProducer, WorkerBuilder
 from apalis_pgmq.embedded import EmbeddedServer
 from apalis_pgmq.pgmq import sweep_bodies
 
@@ -181,6 +182,22 @@ async def pgbouncer_url(pgmq_url: str, tmp_path: Path) -> AsyncIterator[str]:
     finally:
         process.kill()
         await process.wait()
+
+
+async def test_a_producer_works_through_pgbouncer_in_transaction_mode(
+    pgbouncer_url: str, queue: str, table: Table
+) -> None:
+    def send(number: int) -> None:
+        for one in range(20):
+            producer.push(Email(f"{number}-{one}"))
+        producer.push_many([Email(f"{number}-{one}") for one in range(2000)])
+
+    with PgMqProducer(pgbouncer_url, queue, Email, size=6) as producer, ThreadPoolExecutor(6) as threads:
+        producer.setup()
+        await asyncio.gather(
+            *(asyncio.get_running_loop().run_in_executor(threads, send, number) for number in range(6))
+        )
+    assert await table.count() == 6 * 2020
 
 
 async def test_it_works_through_pgbouncer_in_transaction_mode(

@@ -53,6 +53,7 @@ PUBLIC = [
     "PgMqNotInstalledError",
     "PgMqPermissionError",
     "PgMqPool",
+    "PgMqProducer",
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",

@@ -34,7 +34,7 @@ from ._dead_letters import (
     require_dead_letter_queue,
     whole_number,
 )
-from ._durations import Duration, duration
+from ._durations import Duration, duration, moment
 from ._errors import (
     LONGEST,
     AbortError,
@@ -124,6 +124,7 @@ __all__ = [
     "encodings_of",
     "error_text",
     "headers_of",
+    "moment",
     "redriven_headers",
     "require_dead_letter_queue",
     "unknown_encoding",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -154,6 +154,17 @@ class Sink(Protocol[T_contra]):
         group: str | None = ...,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order."""
+        ...
+
+    async def schedule(
+        self,
+        message: T_contra,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
+    ) -> TaskId:
+        """Send one message that becomes visible at a moment, or after a delay; return its id."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""Durations as users write them, `timedelta` or seconds, made one thing."""
+"""Durations and moments as users write them, made one thing."""
 
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from ._errors import LONGEST, ConfigError
@@ -55,6 +55,30 @@ def duration(
             f"{name} must be at most {longest.total_seconds():g} s, not {result.total_seconds():g} s"
         )
     return result
+
+
+def moment(name: str, value: datetime | Duration) -> datetime | timedelta:
+    """Return when something is due: a moment with a time zone, or a delay.
+
+    Args:
+        name: how the user calls it, for the error text.
+        value: a `datetime` with a time zone, or a duration from now; zero is allowed.
+
+    Raises:
+        ConfigError: neither, a `datetime` without a time zone, or more than ten years ahead.
+    """
+    if not isinstance(value, datetime):
+        if isinstance(value, bool) or not isinstance(value, (timedelta, int, float)):
+            raise ConfigError(f"{name} must be a datetime, a timedelta or a number of seconds, not {value!r}")
+        return duration(name, value, allow_zero=True)
+    if value.utcoffset() is None:
+        raise ConfigError(
+            f"{name} is a datetime without a time zone, {value.isoformat()}: give it one, with tzinfo=UTC, "
+            "datetime.now(UTC) or, for local time, .astimezone()"
+        )
+    if value - datetime.now(UTC) > LONGEST:
+        raise ConfigError(f"{name} must be at most {LONGEST.days} days ahead, not {value.isoformat()}")
+    return value
 
 
 def _is_not_finite(value: float) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -15,6 +15,7 @@ from apalis_pgmq.core import (
     Redrive,
     duration,
     headers_of,
+    moment,
     redriven_headers,
     require_dead_letter_queue,
     whole_number,
@@ -127,10 +128,32 @@ class MemoryBackend(QueueBackend[T]):
         Args and errors are those of `push`; delay, headers and group are the same for each message.
         """
         wait = duration("delay", delay, allow_zero=True)
-        rows = list(map(self._encoder(with_group(headers, group)), messages))
-        ids = [self._queue.add(payload, text, wait) for payload, text in rows]
-        self._poke()
-        return ids
+        return self._add(messages, wait, with_group(headers, group))
+
+    async def schedule(
+        self,
+        message: T,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = None,
+        group: str | None = None,
+    ) -> TaskId:
+        """Send one message that becomes visible at a moment; return its id.
+
+        Args:
+            message: of the backend's message type.
+            at: when: a `datetime` with a time zone, or a `timedelta` or seconds from now. At once if it is past.
+            headers: kept beside the message, for the handler to read.
+            group: the message's group, as in `push`.
+
+        Raises:
+            EncodeError: as `push`.
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+        """
+        due = moment("at", at)
+        if isinstance(due, datetime):
+            due = max(due - datetime.now(UTC), timedelta(0))
+        return self._add([message], due, with_group(headers, group))[0]
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first.
@@ -190,6 +213,14 @@ class MemoryBackend(QueueBackend[T]):
 
     def _store(self) -> MemoryStore:
         return MemoryStore(self._queue)
+
+    def _add(
+        self, messages: Iterable[T], delay: timedelta, headers: Mapping[str, object] | None
+    ) -> list[TaskId]:
+        rows = list(map(self._encoder(headers), messages))
+        ids = [self._queue.add(payload, text, delay) for payload, text in rows]
+        self._poke()
+        return ids
 
     def _put_back(self, ids: Iterable[TaskId]) -> None:
         for message_id in ids:

@@ -12,6 +12,7 @@ from ._errors import (
     PgMqVersionError,
 )
 from ._pool import PgMqPool
+from ._producer import PgMqProducer
 from ._queues import create_queue, drop_queue, queue_length, sweep_bodies
 from ._transaction import Transaction
 
@@ -23,6 +24,7 @@ __all__ = [
     "PgMqNotInstalledError",
     "PgMqPermissionError",
     "PgMqPool",
+    "PgMqProducer",
     "PgMqQueueMissingError",
     "PgMqUnavailableError",
     "PgMqVersionError",

@@ -6,23 +6,26 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, duration, with_group
+from apalis_pgmq.core import Config, ConfigError, duration, moment, with_group
 from apalis_pgmq.delivery import QueueBackend
 
 from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
+from ._inserts import MANY, outgoing
+from ._on_callers import send_asynchronously
 from ._ordered_setup import ensure_ordered
 from ._ordered_sql import ordered
 from ._pool import PgMqPool
 from ._setup import ensure_queue
-from ._sink import MANY, Sink
+from ._sink import Sink
 from ._sql import Statements
 from ._store import PgMqStore
 from ._transaction import Transaction, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
     from types import TracebackType
 
     import asyncpg
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from apalis_pgmq.core import AnyCodec, DeadLetter, Duration, Task, TaskId
     from apalis_pgmq.delivery import QueueConsumer
 
-    from ._connect import Connection
+    from .callers import AsyncCaller
 
 T = TypeVar("T")
 
@@ -162,11 +165,12 @@ class PgMqBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
-        connection: Connection | None = None,
+        connection: AsyncCaller | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
 
-        Concurrent pushes share statements. A cancelled push may or may not have been sent.
+        Concurrent pushes share statements; where more of them come than can be stored, they wait in line. A cancelled
+        push may or may not have been sent.
 
         Args:
             message: of the backend's message type.
@@ -174,17 +178,19 @@ class PgMqBackend(QueueBackend[T]):
             headers: kept beside the message, for the handler to read; must have a JSON form.
             group: the message's group, as its header ``x-pgmq-group``: an ordered queue works one message of
                 a group at a time, in the order in which they were sent (see `Config`). None: no group.
-            connection: the caller's own asyncpg connection to the same database: the message is sent on it,
-                at once, and so if and when the caller's transaction commits.
+            connection: the caller's own connection to the same database: an asyncpg connection, a
+                `psycopg.AsyncConnection`, or an `AsyncSession` or `AsyncConnection` of SQLAlchemy on either of them.
+                The message is sent on it, at once, and so if and when the caller's transaction commits.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
                 is larger than ``max_payload``; or the group makes no sense.
-            ConfigError: the delay is not a duration.
+            ConfigError: the delay is not a duration, or the connection of another kind.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._encoder(with_group(headers, group))(message)], delay, connection)
+        wait = duration("delay", delay, allow_zero=True)
+        ids = await self._send([message], wait, with_group(headers, group), connection)
         return ids[0]
 
     async def push_many(
@@ -194,11 +200,12 @@ class PgMqBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
-        connection: Connection | None = None,
+        connection: AsyncCaller | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
-        Less than 2,000 are one statement, more are several in one transaction.
+        Less than 2,000, or whatever is sent on a connection of the caller's, are one statement; more are several in
+        one transaction.
 
         Args:
             messages: of the backend's message type.
@@ -211,15 +218,39 @@ class PgMqBackend(QueueBackend[T]):
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
         messages = list(messages)
+        wait = duration("delay", delay, allow_zero=True)
         headers = with_group(headers, group)
         if connection is None and len(messages) >= MANY:
-            wait = duration("delay", delay, allow_zero=True)
-            ids = await self._sink.send_many(map(self._encoder(headers), messages), len(messages), wait)
+            ids = await self._sink.send_many(self._encoder(headers), messages, wait)
             if not wait:
                 self._poke()
             return ids
-        encoded = list(map(self._encoder(headers), messages))
-        return await self._send(encoded, delay, connection) if encoded else []
+        return await self._send(messages, wait, headers, connection) if messages else []
+
+    async def schedule(
+        self,
+        message: T,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = None,
+        group: str | None = None,
+        connection: AsyncCaller | None = None,
+    ) -> TaskId:
+        """Send one message that becomes visible at a moment; return its id once it is durably stored.
+
+        Args:
+            message: of the backend's message type.
+            at: when: a `datetime` with a time zone, by the server's clock, or a `timedelta` or seconds from now. At
+                once if it is past.
+            headers: kept beside the message, for the handler to read; must have a JSON form.
+            group: the message's group, as in `push`.
+            connection: as in `push`.
+
+        Raises:
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+            EncodeError, PgMqUnavailableError, PgMqError: as `push`.
+        """
+        return (await self._send([message], moment("at", at), with_group(headers, group), connection))[0]
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -319,20 +350,18 @@ class PgMqBackend(QueueBackend[T]):
 
     async def _send(
         self,
-        encoded: Sequence[tuple[str, str | None]],
-        delay: Duration,
-        connection: Connection | None,
+        messages: Sequence[T],
+        due: datetime | timedelta,
+        headers: Mapping[str, object] | None,
+        connection: AsyncCaller | None,
     ) -> list[TaskId]:
-        wait = duration("delay", delay, allow_zero=True)
-        rows = (
-            [payload for payload, _ in encoded],
-            [headers for _, headers in encoded],
-            [wait] * len(encoded),
-        )
+        encode = self._encoder(headers)
         if connection is not None:
-            return await self._sink.send_on(connection, *rows)
-        ids = await self._sink.send(*rows)
-        if not wait:
+            statements = await self._ready()
+            rows = outgoing(encode, messages, due)
+            return await send_asynchronously(connection, statements, rows, self._config.queue)
+        ids = await self._sink.send(lambda: outgoing(encode, messages, due))
+        if not due:
             self._poke()
         return ids
 

@@ -10,10 +10,12 @@ from apalis_pgmq.core import CLAIM_CHECK
 
 from ._bodies import DEAD_LETTERS, Bodies, bodies_table
 from ._connect import roll_back
-from ._errors import PgMqPermissionError
+from ._errors import PgMqPermissionError, PgMqQueueMissingError
 from ._sql import SCHEMA, SETUP_LOCK, quote
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from apalis_pgmq.core import Config
 
     from ._connect import Connection
@@ -43,6 +45,27 @@ async def bodies_of(lane: Lane, config: Config) -> Bodies:
                 await connection.execute(SETUP_LOCK)
                 if not await _existing(connection, [name]):
                     await _create(connection, name, config.queue)
+    return Bodies(f"{SCHEMA}.{quote(name)}", config.claim_check_over)
+
+
+def bodies_there(config: Config, fetch: Callable[..., Sequence[Sequence[object]]]) -> Bodies:
+    """Return where a queue's large payloads are; look only, as nothing is made in a transaction of the caller's.
+
+    Args:
+        config: the queue's settings.
+        fetch: carries out a statement with its arguments and returns the rows.
+
+    Raises:
+        PgMqQueueMissingError: the table is not there.
+    """
+    if config.claim_check_over is None:
+        return Bodies()
+    name = bodies_table(config.queue)
+    if not fetch(_EXISTING, [name]):
+        raise PgMqQueueMissingError(
+            f"queue {config.queue!r} has no table for its large payloads yet (claim_check_over): workers need the "
+            f"setting before producers have it, and make the table; or run: {_creation(name)}"
+        )
     return Bodies(f"{SCHEMA}.{quote(name)}", config.claim_check_over)
 
 
@@ -92,10 +115,7 @@ async def _existing(connection: Connection, names: list[str]) -> list[str]:
 
 
 async def _create(connection: Connection, name: str, queue: str) -> None:
-    sql = (
-        f"CREATE TABLE {SCHEMA}.{quote(name)} "
-        "(id text PRIMARY KEY, body jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now())"
-    )
+    sql = _creation(name)
     try:
         await connection.execute(sql)
     except asyncpg.InsufficientPrivilegeError as error:
@@ -103,6 +123,13 @@ async def _create(connection: Connection, name: str, queue: str) -> None:
             f"queue {queue!r} keeps large payloads in a table of their own (claim_check_over), and the database "
             f"role may not make it: {error}; as a role that may, run: {sql}"
         ) from error
+
+
+def _creation(name: str) -> str:
+    return (
+        f"CREATE TABLE {SCHEMA}.{quote(name)} "
+        "(id text PRIMARY KEY, body jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now())"
+    )
 
 
 def _sweep(bodies: str, holders: list[str]) -> str:

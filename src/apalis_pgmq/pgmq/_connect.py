@@ -60,6 +60,31 @@ async def roll_back(connection: Connection, transaction: asyncpg.transaction.Tra
         connection.terminate()
 
 
+def address_of(url: str) -> str:
+    """Return the server that a URL is for, for people: never with a password.
+
+    Raises:
+        ConfigError: not a ``postgres://`` or ``postgresql://`` URL.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError("the database URL cannot be read: its host is malformed") from error
+    if parts.scheme not in ("postgres", "postgresql"):
+        raise ConfigError(
+            f"the database URL must begin with postgres:// or postgresql://, not {parts.scheme + '://'!r}"
+            if parts.scheme
+            else "the database URL must begin with postgres:// or postgresql://"
+        )
+    if "@" not in parts.netloc and "@" in url:
+        # Then what was taken for the host is a piece of the password, not to be shown.
+        raise ConfigError(
+            "the database URL cannot be read: write '/', '?', '#' and '@' in its password as %2F, %3F, %23, %40"
+        )
+    hosts = parts.netloc.rpartition("@")[2] or "localhost"
+    return f"PostgreSQL at {hosts}{parts.path}"
+
+
 class Source(Protocol):
     """Where connections come from."""
 
@@ -100,26 +125,10 @@ class UrlSource:
     """
 
     def __init__(self, url: str, *, prepared_statements: bool | None) -> None:
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ConfigError("the database URL cannot be read: its host is malformed") from error
-        if parts.scheme not in ("postgres", "postgresql"):
-            raise ConfigError(
-                f"the database URL must begin with postgres:// or postgresql://, not {parts.scheme + '://'!r}"
-                if parts.scheme
-                else "the database URL must begin with postgres:// or postgresql://"
-            )
-        if "@" not in parts.netloc and "@" in url:
-            # Then what was taken for the host is a piece of the password, not to be shown.
-            raise ConfigError(
-                "the database URL cannot be read: write '/', '?', '#' and '@' in its password as %2F, %3F, %23, %40"
-            )
+        self.address = address_of(url)
         self._url = url
         self.may_listen = True
         self.prepared_statements = prepared_statements
-        hosts = parts.netloc.rpartition("@")[2] or "localhost"
-        self.address = f"PostgreSQL at {hosts}{parts.path}"
 
     async def connect(self) -> Connection:
         """Open a connection."""

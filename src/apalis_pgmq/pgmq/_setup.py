@@ -6,11 +6,17 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 
-from ._errors import PgMqError, PgMqNotInstalledError, PgMqPermissionError, PgMqVersionError
+from ._errors import (
+    PgMqError,
+    PgMqNotInstalledError,
+    PgMqPermissionError,
+    PgMqQueueMissingError,
+    PgMqVersionError,
+)
 from ._sql import (
     CREATE_EXTENSION,
     CREATE_QUEUE,
@@ -23,7 +29,9 @@ from ._sql import (
 )
 
 if TYPE_CHECKING:
-    from ._connect import Connection
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
     from ._lanes import Lane
 
 logger = logging.getLogger("apalis_pgmq")
@@ -32,6 +40,22 @@ _INSTALL_HINT = (
     "ask for 'CREATE EXTENSION pgmq' where the server offers it, "
     "or install the SQL that the 'pgmq' package carries: pip install 'apalis-pgmq[embedded]'"
 )
+
+
+class Port(Protocol):
+    """What is needed of a connection to make a queue: asyncpg's have it. Its errors are asyncpg's."""
+
+    async def fetch(self, query: str, /, *args: Any) -> Sequence[Any]:
+        """Carry out a statement; return its rows."""
+        ...
+
+    async def execute(self, query: str, /, *args: Any) -> object:
+        """Carry out a statement, or several if there are no arguments."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[object]:
+        """Begin a transaction, or a savepoint in one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +85,45 @@ async def ensure_queue(lane: Lane, queue: str, *, notify: bool = True) -> Found:
         PgMqUnavailableError: the server does not answer now.
     """
     async with lane.connection() as connection:
-        found = await _inspect(connection, queue)
-        if not found["has_queue"]:
-            try:
-                found = await _create(connection, queue, notify=notify)
-            except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
-                # Somebody who does not know our lock was faster.
-                found = await _inspect(connection, queue)
+        return await ensure_queue_on(connection, queue, notify=notify)
+
+
+async def ensure_queue_on(port: Port, queue: str, *, notify: bool = True) -> Found:
+    """Make sure, as `ensure_queue` does, on a connection of any driver."""
+    found = await _inspect(port, queue)
+    if not found["has_queue"]:
+        try:
+            found = await _create(port, queue, notify=notify)
+        except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+            # Somebody who does not know our lock was faster.
+            found = await _inspect(port, queue)
+    return _found(found)
+
+
+def existing_queue(found: Mapping[str, Any], queue: str) -> Found:
+    """Return what a queue's tables are like; look at them only, where nothing may be made.
+
+    Args:
+        found: the row that `INSPECT` returns.
+        queue: the queue's name.
+
+    Raises:
+        PgMqQueueMissingError: there is no such queue, or no PGMQ.
+        PgMqVersionError, PgMqPermissionError: as `ensure_queue`.
+    """
+    if not _checked(found)["has_queue"]:
+        raise PgMqQueueMissingError(
+            f"queue {queue!r} is not there, and is not made in a transaction of yours: make it beforehand, with "
+            f"'apalis-pgmq setup {queue}' or setup()"
+        )
+    return _found(found)
+
+
+def _found(found: Mapping[str, Any]) -> Found:
     return Found(bool(found["has_last_read_at"]), bool(found["is_announced"]))
 
 
-async def announce_inserts(connection: Connection, queue: str) -> None:
+async def announce_inserts(connection: Port, queue: str) -> None:
     """Give a queue the trigger that announces every insert, unless it has it."""
     async with connection.transaction():
         await connection.execute(SETUP_LOCK)
@@ -79,7 +131,7 @@ async def announce_inserts(connection: Connection, queue: str) -> None:
             await _add_trigger(connection, queue)
 
 
-async def _create(connection: Connection, queue: str, *, notify: bool) -> asyncpg.Record:
+async def _create(connection: Port, queue: str, *, notify: bool) -> Mapping[str, Any]:
     async with connection.transaction():
         await connection.execute(SETUP_LOCK)
         found = await _inspect(connection, queue)
@@ -99,7 +151,7 @@ async def _create(connection: Connection, queue: str, *, notify: bool) -> asyncp
         return await _inspect(connection, queue)
 
 
-async def _try_to_add_trigger(connection: Connection, queue: str) -> None:
+async def _try_to_add_trigger(connection: Port, queue: str) -> None:
     try:
         async with connection.transaction():
             await _add_trigger(connection, queue)
@@ -112,13 +164,13 @@ async def _try_to_add_trigger(connection: Connection, queue: str) -> None:
         )
 
 
-async def _add_trigger(connection: Connection, queue: str) -> None:
+async def _add_trigger(connection: Port, queue: str) -> None:
     if insert_channel(queue) is not None:
         await connection.execute(NOTIFY_FUNCTION)
         await connection.execute(notify_trigger(queue))
 
 
-async def _install(connection: Connection, *, is_available: bool) -> None:
+async def _install(connection: Port, *, is_available: bool) -> None:
     try:
         if is_available:
             await connection.execute(CREATE_EXTENSION)
@@ -142,9 +194,12 @@ def _packaged_sql() -> str:
     raise PgMqNotInstalledError(f"PGMQ is not in this database; {_INSTALL_HINT}")
 
 
-async def _inspect(connection: Connection, queue: str) -> asyncpg.Record:
+async def _inspect(connection: Port, queue: str) -> Mapping[str, Any]:
     """Look at what is there; refuse what we cannot use."""
-    found: asyncpg.Record = (await connection.fetch(INSPECT, queue_table(queue)))[0]
+    return _checked((await connection.fetch(INSPECT, queue_table(queue)))[0])
+
+
+def _checked(found: Mapping[str, Any]) -> Mapping[str, Any]:
     if not found["has_schema"]:
         return found
     if not found["has_usage"]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
 
 from apalis_pgmq.core import EncodeError
 
 from ._connect import bounded, roll_back
-from ._errors import DRIVER_ERRORS
-from ._store import ids_of
+from ._inserts import MOST_CHARACTERS, PART, insert, insert_part, new_ids, take
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,39 +20,38 @@ if TYPE_CHECKING:
 
     from apalis_pgmq.core import TaskId
 
-    from ._connect import Connection
+    from ._inserts import Encoded, Outgoing
     from ._lanes import Lane
     from ._sql import Statements
 
-_LARGEST_STATEMENT: Final = 10_000
-"""Messages that are sent by one statement, unless one call alone brings more."""
-_PART: Final = 1000
-"""The same, of one call that brings many more."""
-_MOST_CHARACTERS: Final = 16 * 1024 * 1024
-"""The same for their text."""
+_MOST_MESSAGES: Final = 10_000
+"""Messages that are sent by one statement, unless one call alone brings more; and that wait to be sent."""
 _TURN: Final = 100
-"""Messages that are encoded before the event loop has its turn."""
+"""Messages of many that are encoded before the event loop has its turn."""
+
+_OF_ONE_MESSAGE: Final = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.WithCheckOptionViolationError,
+    asyncpg.RaiseError,
+)
+"""What a constraint or a trigger that somebody has put on the queue says of a message."""
 
 
 @dataclass(slots=True, eq=False)
 class Parcel:
     """The messages of one call, to be sent all or none."""
 
-    payloads: Sequence[str]
-    headers: Sequence[str | None]
-    delays: Sequence[timedelta]
+    messages: Sequence[Outgoing]
+    characters: int
     sent: asyncio.Future[list[TaskId]]
-
-
-MANY: Final = 2 * _PART
-"""From so many messages by one call on, `Sink.send_many` is the way."""
 
 
 class Sink:
     """The sending part of a backend: one statement per batch of pushes.
 
     A lone push is sent at once. Pushes that come while a statement is under way wait for it and share the
-    next one, and so share the cost of one durable commit.
+    next one, and so share the cost of one durable commit. While too much waits already, further ones wait in line
+    before their messages are encoded.
 
     Args:
         lane: the connection to send on.
@@ -63,26 +62,39 @@ class Sink:
         self._lane = lane
         self._ready = ready
         self._waiting: deque[Parcel] = deque()
+        self._messages = 0
+        self._characters = 0
+        self._line: deque[asyncio.Future[None]] = deque()
         self._sender: asyncio.Task[None] | None = None
 
-    async def send(
-        self, payloads: Sequence[str], headers: Sequence[str | None], delays: Sequence[timedelta]
-    ) -> list[TaskId]:
+    async def send(self, pack: Callable[[], Sequence[Outgoing]]) -> list[TaskId]:
         """Store messages durably, all or none; return their ids in the same order.
 
+        Args:
+            pack: makes the messages, when it is their turn.
+
         Raises:
-            EncodeError: PostgreSQL cannot store one of them.
+            EncodeError: PostgreSQL cannot store one of them; and what ``pack`` raises.
             PgMqUnavailableError: they may or may not have been stored.
             PgMqError: they were refused.
         """
-        parcel = Parcel(payloads, headers, delays, asyncio.get_running_loop().create_future())
-        self._waiting.append(parcel)
+        if self._line or self._is_full():
+            await self._stand_in_line()
+        try:
+            messages = pack()
+            characters = sum(len(message.payload) + len(message.headers or "") for message in messages)
+            parcel = Parcel(messages, characters, asyncio.get_running_loop().create_future())
+            self._waiting.append(parcel)
+            self._messages += len(messages)
+            self._characters += characters
+        finally:
+            self._let_in()
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
         return await parcel.sent
 
     async def send_many(
-        self, encoded: Iterator[tuple[str, str | None]], count: int, delay: timedelta
+        self, encode: Callable[[Any], Encoded], messages: Sequence[Any], delay: timedelta
     ) -> list[TaskId]:
         """Store many messages durably, all or none; return their ids in the same order.
 
@@ -90,8 +102,8 @@ class Sink:
         between.
 
         Args:
-            encoded: makes their payloads and headers, one by one.
-            count: how many there are.
+            encode: makes payload and headers of one of the queue's type.
+            messages: what to send.
             delay: the same for all.
 
         Raises:
@@ -99,21 +111,21 @@ class Sink:
             PgMqUnavailableError, PgMqError: as `send`.
         """
         statements = await self._ready()
-        ids: list[TaskId] = []
+        rows: list[Any] = []
+        encoded, left = map(encode, messages), len(messages)
         async with self._lane.session() as connection:
             transaction = connection.transaction()
             await bounded(transaction.start())
             under_way: asyncio.Task[list[Any]] | None = None
             try:
-                while part := await _encoded(encoded):
+                while part := await _part_of(encoded):
                     if under_way is not None:
-                        ids += ids_of(await under_way)
-                    under_way = asyncio.create_task(
-                        bounded(connection.fetch(*_insertion(statements, part), delay, count))
-                    )
-                    count -= len(part)
+                        rows += await under_way
+                    sql, arguments = insert_part(statements, part, delay, left)
+                    under_way = asyncio.create_task(bounded(connection.fetch(sql, *arguments)))
+                    left -= len(part)
                 if under_way is not None:
-                    ids += ids_of(await under_way)
+                    rows += await under_way
                 await bounded(transaction.commit())
             except BaseException:
                 if under_way is not None:
@@ -121,31 +133,34 @@ class Sink:
                     await asyncio.gather(under_way, return_exceptions=True)
                 await roll_back(connection, transaction)
                 raise
-        return sorted(ids)
-
-    async def send_on(
-        self,
-        connection: Connection,
-        payloads: Sequence[str],
-        headers: Sequence[str | None],
-        delays: Sequence[timedelta],
-    ) -> list[TaskId]:
-        """Store messages on the caller's connection, and so in its transaction; return their ids in order.
-
-        Raises:
-            EncodeError, PgMqUnavailableError, PgMqError: as `send`.
-        """
-        statements = await self._ready()
-        try:
-            rows = await connection.fetch(statements.insert, payloads, headers, delays)
-        except DRIVER_ERRORS as error:
-            raise self._lane.translate(error) from error
-        return sorted(ids_of(rows))
+        return new_ids(rows)
 
     async def close(self) -> None:
         """Send what is waiting."""
-        if self._sender is not None:
-            await asyncio.wait([self._sender])
+        while self._sender is not None or self._line:
+            if self._sender is not None:
+                await asyncio.wait([self._sender])
+            else:
+                await asyncio.sleep(0)  # who was let in begins to send
+
+    def _is_full(self) -> bool:
+        return self._messages >= _MOST_MESSAGES or self._characters >= MOST_CHARACTERS
+
+    async def _stand_in_line(self) -> None:
+        """Wait until there is room, and everybody who came before has been let in."""
+        place = asyncio.get_running_loop().create_future()
+        self._line.append(place)
+        try:
+            await place
+        finally:
+            # Not before: whoever comes meanwhile must still see that there is a line.
+            self._line.remove(place)
+            if place.cancelled():
+                self._let_in()
+
+    def _let_in(self) -> None:
+        if self._line and not self._line[0].done() and not self._is_full():
+            self._line[0].set_result(None)
 
     async def _send_waiting(self) -> None:
         try:
@@ -156,6 +171,8 @@ class Sink:
             for parcel in self._waiting:
                 parcel.sent.cancel()
             self._waiting.clear()
+            self._messages = self._characters = 0
+            self._let_in()
 
     def _take(self) -> list[Parcel]:
         """Take as many whole parcels as fit into one statement; leave out what nobody waits for."""
@@ -163,13 +180,16 @@ class Sink:
         messages = characters = 0
         while self._waiting:
             parcel = self._waiting[0]
-            messages += len(parcel.payloads)
-            characters += sum(map(len, parcel.payloads))
-            if parcels and (messages > _LARGEST_STATEMENT or characters > _MOST_CHARACTERS):
+            messages += len(parcel.messages)
+            characters += parcel.characters
+            if parcels and (messages > _MOST_MESSAGES or characters > MOST_CHARACTERS):
                 break
             self._waiting.popleft()
+            self._messages -= len(parcel.messages)
+            self._characters -= parcel.characters
             if not parcel.sent.done():
                 parcels.append(parcel)
+        self._let_in()
         return parcels
 
     async def _send_together(self, parcels: Sequence[Parcel]) -> None:
@@ -177,16 +197,14 @@ class Sink:
             return
         try:
             ids = await self._insert(parcels)
-        except EncodeError as error:
-            if len(parcels) == 1:
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the parcels
+            if len(parcels) == 1 or not _concerns_one(error):
                 _fail(parcels, error)
                 return
             # One of them is at fault: the others must not suffer for it.
             middle = len(parcels) // 2
             await self._send_together(parcels[:middle])
             await self._send_together(parcels[middle:])
-        except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the parcels
-            _fail(parcels, error)
         except BaseException:
             for parcel in parcels:
                 parcel.sent.cancel()
@@ -194,46 +212,35 @@ class Sink:
         else:
             start = 0
             for parcel in parcels:
-                end = start + len(parcel.payloads)
+                end = start + len(parcel.messages)
                 if not parcel.sent.done():
                     parcel.sent.set_result(ids[start:end])
                 start = end
 
     async def _insert(self, parcels: Sequence[Parcel]) -> list[TaskId]:
         statements = await self._ready()
-        rows = await self._lane.fetch(
-            statements.insert,
-            [payload for parcel in parcels for payload in parcel.payloads],
-            [headers for parcel in parcels for headers in parcel.headers],
-            [delay for parcel in parcels for delay in parcel.delays],
-        )
-        # Ids are handed out in the order of insertion; RETURNING promises none.
-        return sorted(ids_of(rows))
+        sql, arguments = insert(statements, [message for parcel in parcels for message in parcel.messages])
+        return new_ids(await self._lane.fetch(sql, *arguments))
 
 
-async def _encoded(encoded: Iterator[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
-    """Take as many payloads, with their headers, as a statement is to send.
+async def _part_of(encoded: Iterator[Encoded]) -> list[Encoded]:
+    """Take as many messages as a statement is to send.
 
     Every now and then the event loop has its turn, also to write on what the socket did not take at once of the
     statement before.
     """
-    part: list[tuple[str, str | None]] = []
+    part: list[Encoded] = []
     characters = 0
-    while len(part) < _PART and characters < _MOST_CHARACTERS and (more := list(islice(encoded, _TURN))):
+    while len(part) < PART and characters < MOST_CHARACTERS and (more := take(encoded, _TURN)):
         characters += sum(len(payload) for payload, _ in more)
         part += more
         await asyncio.sleep(0)
     return part
 
 
-def _insertion(statements: Statements, part: Sequence[tuple[str, str | None]]) -> tuple[str, str, str | None]:
-    """Return the statement that sends a part, its lines of payloads, and its headers."""
-    # In JSON a line break can only be white space.
-    lines = "\n".join([payload.replace("\n", " ") for payload, _ in part])
-    first = part[0][1]
-    if all(headers is first for _, headers in part):
-        return statements.insert_part, lines, first
-    return statements.insert_part_each, lines, "\n".join([headers or "" for _, headers in part])
+def _concerns_one(error: Exception) -> bool:
+    """Tell whether a statement failed for what is in one of its messages."""
+    return isinstance(error, EncodeError) or isinstance(error.__cause__, _OF_ONE_MESSAGE)
 
 
 def _fail(parcels: Sequence[Parcel], error: Exception) -> None:

@@ -168,8 +168,8 @@ class Statements:
         delete_last, archive_last: fence, ``$5`` milliseconds; as the last statement of a transaction whose commit
             must follow within that time.
         present: ``$1`` ids.
-        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays; returns an array of ids, in that order when sorted.
-            Announces the messages, unless the queue's trigger does.
+        insert: ``$1`` payloads, ``$2`` headers, ``$3`` delays, ``$4`` not before when, or null; returns an array of ids,
+            in that order when sorted. Announces the messages, unless the queue's trigger does.
         insert_part: of a transaction that sends many: ``$1`` payloads, a line each, ``$2`` their headers, ``$3`` their
             delay, ``$4`` how many are not sent yet, with these; otherwise as `insert`.
         insert_part_each: the same, ``$2`` the headers of each, a line each, empty for none.
@@ -416,8 +416,9 @@ class Statements:
             """,
             insert=insert(
                 "m.headers",
-                f"unnest($1::text[], $2::text[], $3::interval[]) {ordinality} (message, headers, delay, position)",
-                "now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond'",
+                "unnest($1::text[], $2::text[], $3::interval[], $4::timestamptz[]) "
+                f"{ordinality} (message, headers, delay, at, position)",
+                "greatest(m.at, now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond')",
                 "ORDER BY m.position",
             ),
             insert_part=insert("$2::text", f"unnest({lines}) {ordinality} (message, position)", of_part),

@@ -22,6 +22,7 @@ from ._watched import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from apalis_pgmq.core import Config, Duration, Task, TaskId
     from apalis_pgmq.delivery import Claim, QueueConsumer
@@ -72,6 +73,18 @@ class TransactionalSink(Protocol[M_contra]):
         """Send messages on the given connection."""
         ...
 
+    async def schedule(
+        self,
+        message: M_contra,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
+        connection: Connection | None = ...,
+    ) -> TaskId:
+        """Send a message for later on the given connection."""
+        ...
+
 
 class Transaction:
     """An open transaction around a handler; ask for it by type annotation, in an ``async def`` handler.
@@ -117,6 +130,18 @@ class Transaction:
         return await backend.push_many(
             messages, delay=delay, headers=headers, group=group, connection=self.connection
         )
+
+    async def schedule(
+        self,
+        backend: TransactionalSink[M],
+        message: M,
+        at: datetime | Duration,
+        *,
+        headers: Mapping[str, object] | None = None,
+        group: str | None = None,
+    ) -> TaskId:
+        """Send a message for later to a queue of the same database, if and when the transaction commits."""
+        return await backend.schedule(message, at, headers=headers, group=group, connection=self.connection)
 
 
 class Transactions:
