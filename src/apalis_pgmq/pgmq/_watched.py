@@ -48,6 +48,8 @@ class WatchedConnection(_Connection):
 
     async def fetch(self, *args: Any, **kwargs: Any) -> list[Any]:
         """As in asyncpg."""
+        if self._look is None:  # what workers claim and settle with, at every message
+            return await super().fetch(*args, **kwargs)
         with self._watched():
             return await super().fetch(*args, **kwargs)
 
