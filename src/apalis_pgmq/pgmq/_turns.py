@@ -30,6 +30,8 @@ _LAST_TURN: Final = 20
 """Whoever comes after this one comes with it."""
 _MOST_PENDING: Final = 1000
 """Announcements that are kept for proof; beyond that there is none."""
+_SOON: Final = 100.0
+"""Seconds; nobody looks further ahead."""
 _MOST_DIGITS: Final = 20
 """Of a transaction's number: it has 64 bits."""
 
@@ -42,7 +44,6 @@ time any more for what falls due, of which it alone may know."""
 HERE: Final = "here"
 """Is told now and then by all but the first in turn, so that the first knows that it is not alone."""
 
-_SECONDS: Final = re.compile(r"\d{1,3}(\.\d*)?")
 _SNAPSHOT: Final = re.compile(r"(\d+):(\d+):((?:\d+,)*\d+)?")
 
 
@@ -118,9 +119,11 @@ class Turn:
         if self._when_due is not None:
             self._when_due.cancel()
             self._when_due = None
-        if _SECONDS.fullmatch(due):
-            wait = float(due) + self._step + self._delay()
-            self._when_due = asyncio.get_running_loop().call_later(wait, self.now)
+        with suppress(ValueError):
+            seconds = float(due)
+            if seconds < _SOON:
+                wait = max(seconds, 0.0) + self._step + self._delay()
+                self._when_due = asyncio.get_running_loop().call_later(wait, self.now)
 
     def _forget(self) -> None:
         if self._timer is not None:
