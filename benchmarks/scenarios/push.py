@@ -29,20 +29,31 @@ async def push16(bench: Bench) -> list[Row]:
                 f"raw, {coroutines} connections": partial(
                     _raw_push, bench, {"connections": coroutines, "seconds": seconds}
                 ),
+                f"pgmq-py, {coroutines} coroutines": partial(
+                    _pgmq_push, bench, {"coroutines": coroutines, "seconds": seconds}
+                ),
             }
         )
-        ours, raw = found.values()
-        rows.append(
+        ours, raw, peer = ([sample["rate"] for sample in samples] for samples in found.values())
+        rows += [
             Row(
                 name=f"push by {coroutines} at the same time",
                 unit="messages/s",
-                values=[sample["rate"] for sample in ours],
-                against=f"bare asyncpg, connections: {coroutines}; INSERT with pg_notify",
-                baseline=[sample["rate"] for sample in raw],
-                target=Target(must=3, aim=8) if coroutines == _COROUTINES[0] else None,
+                values=ours,
+                against=against,
+                baseline=baseline,
+                target=target,
                 note="each coroutine awaits the durable storage of its message before it sends the next",
             )
-        )
+            for against, baseline, target in (
+                (
+                    f"bare asyncpg, connections: {coroutines}; INSERT with pg_notify",
+                    raw,
+                    Target(must=3, aim=8) if coroutines == _COROUTINES[0] else None,
+                ),
+                (f"pgmq-py, connections: {coroutines}", peer, None),
+            )
+        ]
     return rows
 
 
@@ -54,9 +65,10 @@ async def push_many(bench: Bench) -> list[Row]:
             "apalis-pgmq": partial(_push, bench, {"many": many}),
             "raw, INSERT": partial(_raw_push, bench, {"many": many, "way": "insert"}),
             "raw, COPY": partial(_raw_push, bench, {"many": many, "way": "copy"}),
+            "pgmq-py": partial(_pgmq_push, bench, {"many": many}),
         }
     )
-    ours, insert, copy = ([sample["rate"] for sample in samples] for samples in found.values())
+    ours, insert, copy, peer = ([sample["rate"] for sample in samples] for samples in found.values())
     return [
         Row(
             name=f"push_many of {many:,}",
@@ -75,6 +87,13 @@ async def push_many(bench: Bench) -> list[Row]:
             baseline=insert,
             note="COPY writes many rows by one WAL record, and returns no ids",
         ),
+        Row(
+            name=f"push_many of {many:,}",
+            unit="messages/s",
+            values=ours,
+            against="pgmq-py: send_batch",
+            baseline=peer,
+        ),
     ]
 
 
@@ -83,6 +102,13 @@ async def _push(bench: Bench, what: dict[str, int]) -> Sample:
         job = {"url": database.url, "loop": bench.options.loop, "queue": QUEUE, **what}
         await bench.server.settle(database)
         return await run("measured.push", job, within=_WITHIN, name="apalis-pgmq")
+
+
+async def _pgmq_push(bench: Bench, what: dict[str, int]) -> Sample:
+    async with bench.server.database() as database:
+        job = {"url": database.url, "loop": bench.options.loop, "queue": QUEUE, **what}
+        await bench.server.settle(database)
+        return await run("measured.pgmq_push", job, within=_WITHIN)
 
 
 async def _raw_push(bench: Bench, what: dict[str, int | str]) -> Sample:
