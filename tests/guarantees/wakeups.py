@@ -57,9 +57,20 @@ IDLE_IS_QUIET: Final = (
         name="no-look-back",
         promise="Idle is quiet, and quick",
         file="pgmq/_claims.py",
-        old="self._late = late[0][0]",
+        old="self._late = late",
         new="pass",
         tests=(_CLAIMS + "test_what_turns_visible_late_is_found_under_load",),
+    ),
+    Break(
+        name="never-from-the-beginning-again",
+        promise="Idle is quiet, and quick",
+        file="pgmq/_claims.py",
+        old="if self._is_cheap or now >= self.due else",
+        new="if self._is_cheap or not self.due else",
+        tests=(
+            _CLAIMS + "TestManyDeadEntries::test_what_is_very_late_is_found_as_well",
+            _CLAIMS + "TestManyDeadEntries::test_so_it_is_by_an_idle_worker",
+        ),
     ),
     Break(
         name="everybody-answers",

@@ -119,6 +119,47 @@ async def test_a_transaction_that_commits_late_is_found_under_load(
     await stream.got("sent")
 
 
+class TestManyDeadEntries:
+    """Where looking from the beginning is expensive, it is done now and then only."""
+
+    @pytest.fixture(autouse=True)
+    def expensive(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_claims, "_CHEAP", -1.0)
+
+    async def test_what_is_a_little_late_is_found_as_ever(
+        self, stream: Stream, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_claims, "_SHARE", 1e-9)  # never again
+        await asyncio.sleep(2)
+        for number in range(2):
+            await raw_insert(db, stream.queue, f"late {number}", vt="now() - interval '0.5 s'")
+            await stream.got(f"late {number}")
+        ancient = await raw_insert(db, stream.queue, "ancient", vt="now() - interval '1 h'")
+        await asyncio.sleep(LATEST)
+        assert "ancient" not in stream.others.at
+        await db.execute(f"DELETE FROM pgmq.q_{stream.queue} WHERE msg_id = $1", ancient)
+
+    async def test_what_is_very_late_is_found_as_well(
+        self, stream: Stream, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_claims, "_SHARE", 1 / 1000)
+        await asyncio.sleep(2)
+        await raw_insert(db, stream.queue, "ancient", vt="now() - interval '1 h'")
+        await stream.others.got("ancient", within=20)
+
+    async def test_so_it_is_by_an_idle_worker(
+        self, pgmq_url: str, queue: str, db: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_claims, "_SHARE", 1 / 1000)
+        catcher = Catcher()
+        async with PgMqBackend(pgmq_url, queue, Email) as backend, running(catcher.worker(backend)):
+            for number in range(3):
+                await backend.push(Email(f"now {number}"))
+                await raw_insert(db, queue, f"ancient {number}", vt="now() - interval '1 h'")
+                await catcher.got(f"now {number}")
+                await catcher.got(f"ancient {number}", within=20)
+
+
 async def test_a_lease_that_ends_is_found_under_load(stream: Stream, db: asyncpg.Connection) -> None:
     for number in range(2):
         lost = await raw_insert(db, stream.queue, f"lost {number}", vt="now() + interval '1 h'", read_ct=1)

@@ -16,7 +16,7 @@ STATEMENTS = {
     "claim": "100, interval '30 s', '-infinity'::timestamptz",
     "claim_rest": "100, interval '30 s', '-infinity'::timestamptz, 30::float8",
     "claim_telling": "100, interval '30 s', '-infinity'::timestamptz, 30::float8, 'talk'::text, true",
-    "late": "now()",
+    "late": "'-infinity'::timestamptz, now()",
     "extend": f"{FENCE}, ARRAY[now(), now()]::timestamptz[]",
     "delete": FENCE,
     "archive": FENCE,
@@ -64,6 +64,14 @@ class Planned:
         plan = json.loads(text)[0]["Plan"]
         [lease] = [node for node in nodes(plan) if node["Node Type"] == "ModifyTable"]
         return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], lease["Actual Rows"]
+
+    async def looked(self, since: str) -> int:
+        """Look back for what is visible late; return how many buffers it touched."""
+        text = await self.connection.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE late({since}, now() - interval '90 s')"
+        )
+        plan = json.loads(text)[0]["Plan"]
+        return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
     async def assert_all_by_index(self) -> None:
         for name in STATEMENTS:
@@ -191,5 +199,7 @@ async def test_a_claim_steps_over_no_dead_messages_before_its_beginning(
         bounded, claimed = await claiming.buffers("now() - interval '2 min'")
         assert claimed == 100
         assert bounded < MOST_BUFFERS
+        assert await claiming.looked("'-infinity'::timestamptz") > 10 * MOST_BUFFERS
+        assert await claiming.looked("now() - interval '2 min'") < MOST_BUFFERS
     finally:
         await snapshot.close()

@@ -33,6 +33,12 @@ _OVERLAP: Final = timedelta(milliseconds=50)
 at the same time."""
 _SWEEP_INTERVAL: Final = 1.0
 """Seconds after which to look for what became visible late, before the place where claims begin."""
+_LATENESS: Final = timedelta(seconds=2)
+"""How late what is looked for may be, where looking from the beginning costs too much to be done each time."""
+_CHEAP: Final = 0.02
+"""Seconds of the server's that a look may cost."""
+_SHARE: Final = 1 / 20
+"""Of the time, for looks that cost more."""
 _SHORTEST_OUTLOOK: Final = 1.0
 _LONGEST_OUTLOOK: Final = 30.0
 """Seconds for which a queue is left alone that announces every insert; the time doubles from the one to the
@@ -49,9 +55,9 @@ class Claims:
 
     Removed messages leave dead entries at the head of the index on ``vt``, most of all while some
     transaction keeps an old snapshot, and a claim has to step over all of them. Under load claims
-    therefore begin where the last one ended. What becomes visible before that place (retries, ended leases,
-    delayed messages, transactions that committed late) is looked for once a second, beside the claims, and
-    whenever a claim finds nothing; then they begin there.
+    therefore begin where the last one ended. What becomes visible before that place (a message whose transaction
+    committed late, or that another one had locked) is looked for once a second, beside the claims, and whenever a
+    claim finds nothing; then they begin there. How far back is told by `_Looks`.
 
     Args:
         lane: the connections to claim on.
@@ -76,6 +82,7 @@ class Claims:
         self._claimed_at = self._swept_at = self._found_at = monotonic()
         self._sweep: asyncio.Task[None] | None = None
         self._late: datetime | None = None
+        self._looks = _Looks()
         self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
 
     async def claim(self, limit: int) -> Claimed:
@@ -128,19 +135,22 @@ class Claims:
         began = monotonic()
         sql = self._statements.claim_rest
         ahead = self._outlook if is_announced else self._poll_interval
-        arguments: list[object] = [limit, self._timeout, _EVER, ahead]
+        begin = self._looks.begin(began)
+        arguments: list[object] = [limit, self._timeout, begin, ahead]
         if turn.has_company:
             sql = self._statements.claim_telling
             arguments += [self._talk, not self._was_full]
         rows = await self._lane.fetch(sql, *arguments)
         turn.claimed(monotonic() - began)
-        due = rows[0]["due"]
+        due, clock, took = rows[0][-3:]
         if rows[0]["msg_id"] is None:
             rows = []
         expires = began + self._timeout.total_seconds()
         claims = [Claim(row[0], row[1], row[2], expires, row[3], row[4], row[5]) for row in rows]
         claims.sort(key=attrgetter("id"))
         self._was_full = len(claims) == limit
+        if not self._was_full:
+            self._looks.made(begin, clock, took)
         self._go_on(rows, is_busy=self._was_full and len(claims) >= _MANY)
         if self._was_full or (claims and not is_announced):
             return Claimed(claims)
@@ -152,6 +162,8 @@ class Claims:
         rest = self._poll_interval
         if is_announced:
             rest, self._outlook = self._outlook, min(2 * self._outlook, self._longest_outlook)
+        if begin != _EVER:
+            rest = min(rest, max(self._looks.due - monotonic(), 0.0))
         return Claimed(claims, rest if due is None else min(rest, max(due, 0.0) + _AFTER_DUE))
 
     async def _look_back(self, begin: datetime) -> None:
@@ -159,9 +171,13 @@ class Claims:
 
         Not for the one that is under way: where that one ends, it goes on.
         """
+        since = self._looks.begin(monotonic())
         with suppress(ApalisError):  # the next claim finds out as well, and is tried again
-            if late := await self._lane.fetch(self._statements.late, begin):
-                self._late = late[0][0]
+            [(late, _, took)] = await self._lane.fetch(self._statements.late, since, begin)
+            if late is None:
+                self._looks.made(since, begin, took)
+            else:
+                self._late = late
 
     def _go_on(self, rows: Sequence[Any], *, is_busy: bool) -> None:
         self._claimed_at = monotonic()
@@ -171,3 +187,38 @@ class Claims:
             return
         now = rows[0]["vt"] - self._timeout
         self._begin = min(max(row["since"] for row in rows), now - _OVERLAP)
+
+
+class _Looks:
+    """How far back to look for what has become visible late.
+
+    To the very beginning, as long as that costs the server little. With so many dead entries that it does not,
+    only a twentieth of the time is spent on that, and other looks begin a little before the last one.
+
+    Attributes:
+        due: when to look from the beginning again, by the monotonic clock, in seconds.
+    """
+
+    __slots__ = ("_is_cheap", "_seen", "due")
+
+    def __init__(self) -> None:
+        self._is_cheap = True
+        self._seen = _EVER
+        self.due = 0.0
+
+    def begin(self, now: float) -> datetime:
+        """Return since when what is looked for has been visible, at the time ``now`` of the monotonic clock."""
+        return _EVER if self._is_cheap or now >= self.due else self._seen
+
+    def made(self, begin: datetime, clock: datetime, took: float) -> None:
+        """Take note of a look that has seen all that there was.
+
+        Args:
+            begin: where it began.
+            clock: up to which time.
+            took: the server's seconds.
+        """
+        self._seen = clock - _LATENESS
+        if begin == _EVER:
+            self._is_cheap = took < _CHEAP
+            self.due = monotonic() + took / _SHARE

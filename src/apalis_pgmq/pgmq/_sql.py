@@ -153,11 +153,13 @@ class Statements:
             arrays, each message's part at the same place in all: as a row of each it would cost the driver
             several times as much. Then the ``vt`` of all, and since when the last one was visible. Large
             messages have a row each.
-        claim_rest: the same for few messages, a row each, which the server has done sooner; one row at least, and in
-            its last column in how many seconds the next message is due, looked for ``$4`` seconds ahead.
+        claim_rest: the same for few messages, a row each, which the server has done sooner; one row at least, and
+            in further columns in how many seconds the next message is due, looked for ``$4`` seconds ahead, the
+            server's clock, and the seconds that it took.
         claim_telling: the same, and tells the others, on the channel ``$5``, what a `Turn` wants to know: if there are
-            fewer messages than asked for and, with ``$6``, if there are not.
-        late: whether there is a visible message of before ``$1``, and since when.
+            fewer messages than asked for and it has looked from the beginning, and, with ``$6``, if there are not.
+        late: since when a message has been visible of which that is so since ``$1`` and before ``$2``; null: there is none.
+            Returns the server's clock and the seconds that it took as well.
         extend: fence, ``$5`` the new ``vt`` of each.
         delete: fence, ``$1`` to ``$4``; like all of these it returns an array of the ids that it touched.
         archive: fence.
@@ -284,6 +286,7 @@ class Statements:
                 m.headers::text AS headers, m.enqueued_at, next.vt AS since
         """
 
+        taken = "now() AS clock, extract(epoch FROM clock_timestamp() - now())::float8 AS took"
         due = f"""
             SELECT extract(epoch FROM vt - clock_timestamp())::float8 FROM {q}
             WHERE vt > now() AND vt <= now() + make_interval(secs => $4::float8)
@@ -344,7 +347,7 @@ class Statements:
             claim=f"WITH {next_ones}, claimed AS ({lease}) {claimed}",
             claim_rest=f"""
                 WITH {next_ones}, claimed AS ({lease})
-                SELECT claimed.*, rest.due FROM (SELECT ({due}) AS due) AS rest LEFT JOIN claimed ON true
+                SELECT claimed.*, rest.due, {taken} FROM (SELECT ({due}) AS due) AS rest LEFT JOIN claimed ON true
             """,
             claim_telling=f"""
                 WITH {next_ones}, claimed AS ({lease}), rest AS MATERIALIZED (
@@ -357,13 +360,20 @@ class Statements:
                         )
                         ELSE 'look ' || pg_current_xact_id()::text
                     END)
-                    WHERE length(pg_current_snapshot()::text) < 7000
-                      AND ($6::bool OR (SELECT count(*) FROM next) < $1::int)
+                    WHERE CASE
+                        WHEN (SELECT count(*) FROM next) < $1::int
+                        THEN $3::timestamptz = '-infinity' AND length(pg_current_snapshot()::text) < 7000
+                        ELSE $6::bool
+                    END
                 )
-                SELECT claimed.*, rest.due FROM rest LEFT JOIN claimed ON true
+                SELECT claimed.*, rest.due, {taken} FROM rest LEFT JOIN claimed ON true
                 WHERE (SELECT count(*) FROM told) >= 0
             """,
-            late=f"SELECT vt FROM {q} WHERE vt < $1::timestamptz ORDER BY vt LIMIT 1",
+            late=f"""
+                SELECT (
+                    SELECT vt FROM {q} WHERE vt >= $1::timestamptz AND vt < $2::timestamptz ORDER BY vt LIMIT 1
+                ) AS late, {taken}
+            """,
             # A lease that would be over already, since our clock stood still, is no lease.
             extend=f"""
                 WITH extended AS (
