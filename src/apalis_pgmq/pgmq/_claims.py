@@ -35,7 +35,7 @@ _SWEEP_INTERVAL: Final = 1.0
 """Seconds after which to look for what became visible late, before the place where claims begin."""
 _LATENESS: Final = timedelta(seconds=2)
 """How late what is looked for may be, where looking from the beginning costs too much to be done each time."""
-_CHEAP: Final = 0.02
+_CHEAP: Final = 0.05
 """Seconds of the server's that a look may cost."""
 _SHARE: Final = 1 / 20
 """Of the time, for looks that cost more."""
