@@ -49,6 +49,7 @@ PUBLIC = [
     "PgMqPermissionError",
     "PgMqPool",
     "PgMqQueueMissingError",
+    "PgMqQueues",
     "PgMqUnavailableError",
     "PgMqVersionError",
     "RetryAfterError",

@@ -12,11 +12,13 @@ from ._errors import (
     PgMqVersionError,
 )
 from ._pool import PgMqPool
-from ._queues import create_queue, drop_queue, queue_length
+from ._queue_facts import Partitions, QueueInfo, QueueMetrics
+from ._queues import PgMqQueues
 from ._transaction import Transaction
 
 __all__ = [
     "BareQueue",
+    "Partitions",
     "PgMqBackend",
     "PgMqContext",
     "PgMqError",
@@ -24,10 +26,10 @@ __all__ = [
     "PgMqPermissionError",
     "PgMqPool",
     "PgMqQueueMissingError",
+    "PgMqQueues",
     "PgMqUnavailableError",
     "PgMqVersionError",
+    "QueueInfo",
+    "QueueMetrics",
     "Transaction",
-    "create_queue",
-    "drop_queue",
-    "queue_length",
 ]

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, duration
+from apalis_pgmq.core import Config, duration
 from apalis_pgmq.delivery import QueueBackend, encode_headers
 
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
-from ._pool import PgMqPool
+from ._pool import PgMqPool, pool_of
 from ._setup import ensure_queue
 from ._sink import MANY, Sink
 from ._sql import Statements
@@ -95,13 +95,7 @@ class PgMqBackend(QueueBackend[T]):
         super().__init__(
             Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
         )
-        self._owns_pool = not isinstance(url_or_pool, PgMqPool)
-        if isinstance(url_or_pool, PgMqPool):
-            if prepared_statements is not None:
-                raise ConfigError("prepared_statements is for the PgMqPool: give it there")
-            self._pool = url_or_pool
-        else:
-            self._pool = PgMqPool(url_or_pool, prepared_statements=prepared_statements)
+        self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
         self._lane = self._pool.sending.lane(self._config.queue)
         self._sink = Sink(self._lane, self._ready)
         self._transactions = Transactions(self._pool.source, self._config, self._ready)

@@ -109,3 +109,18 @@ class PgMqPool:
             await self.listener.close()
             await self.claiming.close()
             await self.settling.close()
+
+
+def pool_of(
+    url_or_pool: str | asyncpg.Pool[Any] | PgMqPool, *, prepared_statements: bool | None
+) -> tuple[PgMqPool, bool]:
+    """Return the pool that is given, or one made of what is given, and whether it is ours to close.
+
+    Raises:
+        ConfigError: neither a URL nor a pool; or ``prepared_statements`` together with a `PgMqPool`.
+    """
+    if not isinstance(url_or_pool, PgMqPool):
+        return PgMqPool(url_or_pool, prepared_statements=prepared_statements), True
+    if prepared_statements is not None:
+        raise ConfigError("prepared_statements is for the PgMqPool: give it there")
+    return url_or_pool, False

@@ -31,6 +31,12 @@ SELECT
     EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = 'meta') AS has_meta,
     EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = $1::text) AS has_queue,
     EXISTS (
+        SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = $1::text AND relkind = 'p'
+    ) AS is_partitioned,
+    EXISTS (
+        SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = $1::text AND relpersistence = 'u'
+    ) AS is_unlogged,
+    EXISTS (
         SELECT FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
         WHERE c.relnamespace = n.oid AND c.relname = $1::text AND a.attname = 'last_read_at'
           AND NOT a.attisdropped
@@ -68,6 +74,21 @@ HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::
 """Have the other workers of a queue look for messages, on their channel."""
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
+CREATE_UNLOGGED: Final = "SELECT pgmq.create_unlogged($1::text)"
+CREATE_PARTITIONED: Final = "SELECT pgmq.create_partitioned($1::text, $2::text, $3::text)"
+HAS_PARTMAN: Final = "SELECT FROM pg_extension WHERE extname = 'pg_partman'"
+PARTITIONS: Final = "SELECT relid::regclass::text FROM pg_partition_tree($1::text::regclass) WHERE isleaf"
+"""The partitions of a table, as SQL names; none if it is not partitioned."""
+DROP_QUEUE: Final = "SELECT pgmq.drop_queue($1::text)"
+PURGE_QUEUE: Final = "SELECT pgmq.purge_queue($1::text)"
+LIST_QUEUES: Final = """
+SELECT queue_name, is_partitioned, is_unlogged, created_at FROM pgmq.list_queues() ORDER BY queue_name
+"""
+_METRICS: Final = """
+SELECT queue_name, queue_length, queue_visible_length, newest_msg_age_sec, oldest_msg_age_sec, total_messages, scrape_time
+"""
+METRICS: Final = f"{_METRICS} FROM pgmq.metrics($1::text)"
+METRICS_OF_ALL: Final = f"{_METRICS} FROM pgmq.metrics_all() ORDER BY queue_name"
 
 NOTIFY_FUNCTION: Final = """
 CREATE OR REPLACE FUNCTION pgmq.apalis_pgmq_notify() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -123,17 +144,27 @@ def notify_trigger(queue: str) -> str:
     """
 
 
-def autovacuum(queue: str) -> str:
-    """Return the statement that has a queue's table vacuumed as often as a queue needs it.
+def autovacuum(table: str) -> str:
+    """Return the statement that has a table, given as SQL, vacuumed as often as a queue needs it.
 
     PostgreSQL's defaults wait for a fifth of a table to be dead, and for a pause after each few pages.
     """
     return f"""
-        ALTER TABLE {SCHEMA}.{quote(queue_table(queue))} SET (
+        ALTER TABLE {table} SET (
             autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
             autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
             autovacuum_vacuum_cost_delay = 0
         )
+    """
+
+
+def partition_indexes(queue: str) -> str:
+    """Return the statements that give a partitioned queue the indexes that PGMQ gives to all others only."""
+    name = queue_table(queue)
+    table = f"{SCHEMA}.{quote(name)}"
+    return f"""
+        CREATE INDEX IF NOT EXISTS {quote(f"{name}_vt_idx")} ON {table} (vt);
+        CREATE INDEX IF NOT EXISTS {quote(f"{name}_msg_id_idx")} ON {table} (msg_id)
     """
 
 
