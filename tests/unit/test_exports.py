@@ -50,6 +50,7 @@ PUBLIC = [
     "PgMqPool",
     "PgMqQueueMissingError",
     "PgMqQueues",
+    "PgMqTopic",
     "PgMqUnavailableError",
     "PgMqVersionError",
     "RetryAfterError",

@@ -12,8 +12,9 @@ from ._errors import (
     PgMqVersionError,
 )
 from ._pool import PgMqPool
-from ._queue_facts import Partitions, QueueInfo, QueueMetrics
+from ._queue_facts import Partitions, QueueInfo, QueueMetrics, TopicBinding
 from ._queues import PgMqQueues
+from ._topic import PgMqTopic
 from ._transaction import Transaction
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "PgMqPool",
     "PgMqQueueMissingError",
     "PgMqQueues",
+    "PgMqTopic",
     "PgMqUnavailableError",
     "PgMqVersionError",
     "QueueInfo",
     "QueueMetrics",
+    "TopicBinding",
     "Transaction",
 ]

@@ -67,6 +67,21 @@ class QueueMetrics:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicBinding:
+    """A queue that gets what is sent by the routing keys that match a pattern.
+
+    Attributes:
+        pattern: words with dots between them; ``*`` stands for one word, ``#`` for any number of characters.
+        queue: the queue's name.
+        bound_at: since when.
+    """
+
+    pattern: str
+    queue: str
+    bound_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Partitions:
     """How a partitioned queue is divided, and what of it is kept.

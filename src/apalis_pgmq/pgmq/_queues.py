@@ -12,9 +12,10 @@ from apalis_pgmq.core import ConfigError
 
 from ._errors import PgMqError, PgMqQueueMissingError
 from ._pool import PgMqPool, pool_of
-from ._queue_facts import QueueInfo, QueueMetrics
+from ._queue_facts import QueueInfo, QueueMetrics, TopicBinding
 from ._setup import add_trigger, create, lock_and_inspect
 from ._sql import (
+    BIND_TOPIC,
     CREATE_PARTITIONED,
     CREATE_QUEUE,
     CREATE_UNLOGGED,
@@ -27,11 +28,15 @@ from ._sql import (
     PARTITIONS,
     PURGE_QUEUE,
     SCHEMA,
+    TOPIC_BINDINGS,
+    TOPIC_ROUTES,
+    UNBIND_TOPIC,
     autovacuum,
     partition_indexes,
     queue_table,
     quote,
 )
+from ._topic import topic_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -226,6 +231,54 @@ class PgMqQueues:
                 if not tries_left:
                     raise
         raise AssertionError  # pragma: no cover - the last try returns or raises
+
+    async def bind(self, pattern: str, queue: str) -> None:
+        """Have a queue get all that a `PgMqTopic` sends by a routing key that matches the pattern; at most once each.
+
+        Harmless if it is bound like this already. Dropping the queue unbinds it.
+
+        Args:
+            pattern: such as ``orders.created``, ``orders.*.eu`` (``*`` is one word) or ``orders.#`` (``#`` is
+                anything).
+            queue: the name of a queue that is there.
+
+        Raises:
+            ConfigError: PGMQ refuses the pattern, or there is no such queue.
+            PgMqVersionError: the database's PGMQ has no topics: 1.11 or later is needed.
+            PgMqError: the server does not answer, or refuses.
+        """
+        await self._topics(queue, BIND_TOPIC, pattern, queue)
+
+    async def unbind(self, pattern: str, queue: str) -> bool:
+        """Undo `bind`; return whether it was bound.
+
+        Raises:
+            ConfigError, PgMqVersionError, PgMqError: as `bind`.
+        """
+        [row] = await self._topics(queue, UNBIND_TOPIC, pattern, queue)
+        return bool(row[0])
+
+    async def bindings(self, queue: str | None = None) -> list[TopicBinding]:
+        """Return what is bound, of all queues or of one, by pattern and queue.
+
+        Raises:
+            PgMqVersionError, PgMqError: as `bind`.
+        """
+        rows = await self._topics(_ALL, TOPIC_BINDINGS, queue)
+        return [TopicBinding(pattern=pattern, queue=name, bound_at=at) for pattern, name, at in rows]
+
+    async def routes(self, routing_key: str) -> list[str]:
+        """Return the names of the queues that a message sent by this routing key would reach.
+
+        Raises:
+            ConfigError: PGMQ refuses the key.
+            PgMqVersionError, PgMqError: as `bind`.
+        """
+        return [row[0] for row in await self._topics(_ALL, TOPIC_ROUTES, routing_key)]
+
+    async def _topics(self, queue: str, sql: str, *arguments: str | None) -> list[Any]:
+        with topic_errors():
+            return await self._pool.sending.lane(queue).fetch(sql, *arguments)
 
     @asynccontextmanager
     async def _connection(self, queue: str) -> AsyncGenerator[Connection]:

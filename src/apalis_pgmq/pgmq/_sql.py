@@ -90,6 +90,18 @@ SELECT queue_name, queue_length, queue_visible_length, newest_msg_age_sec, oldes
 METRICS: Final = f"{_METRICS} FROM pgmq.metrics($1::text)"
 METRICS_OF_ALL: Final = f"{_METRICS} FROM pgmq.metrics_all() ORDER BY queue_name"
 
+SEND_TOPIC: Final = """
+SELECT queue_name, msg_id
+FROM pgmq.send_batch_topic($1::text, $2::text[]::jsonb[], $3::text[]::jsonb[], now() + $4::interval)
+"""
+BIND_TOPIC: Final = "SELECT pgmq.bind_topic($1::text, $2::text)"
+UNBIND_TOPIC: Final = "SELECT pgmq.unbind_topic($1::text, $2::text)"
+TOPIC_BINDINGS: Final = """
+SELECT pattern, queue_name, bound_at FROM pgmq.list_topic_bindings()
+WHERE $1::text IS NULL OR queue_name = $1::text ORDER BY pattern, queue_name
+"""
+TOPIC_ROUTES: Final = "SELECT DISTINCT queue_name FROM pgmq.test_routing($1::text) ORDER BY queue_name"
+
 NOTIFY_FUNCTION: Final = """
 CREATE OR REPLACE FUNCTION pgmq.apalis_pgmq_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
