@@ -207,6 +207,12 @@ def setup(
             help="Whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.",
         ),
     ] = False,
+    dedup: Annotated[
+        bool,
+        typer.Option(
+            "--dedup", help="Make the table that senders with a dedup_key need, for those that may not."
+        ),
+    ] = False,
     unlogged: Annotated[
         bool,
         typer.Option(
@@ -228,6 +234,7 @@ def setup(
         dead_letter=dead_letter,
         notify=notify,
         tune=tune,
+        dedup=dedup,
         unlogged=unlogged,
         partitions=partitions,
     )

@@ -31,6 +31,7 @@ class SetUp:
         dead_letter: whether to make its dead-letter queue too, a plain one always.
         notify: whether to have inserts announced.
         tune: whether to set autovacuum.
+        dedup: whether to make the table of deduplication.
         unlogged: whether the queue is to be unlogged.
         partitions: interval and retention, such as ``10000`` and ``100000``, or ``1d`` and ``7d``.
     """
@@ -39,6 +40,7 @@ class SetUp:
     dead_letter: bool
     notify: bool
     tune: bool
+    dedup: bool
     unlogged: bool
     partitions: tuple[str, str] | None
 
@@ -66,6 +68,7 @@ async def _create(url: str, names: Sequence[str], wanted: SetUp, partitions: Par
                 partitions=partitions if is_its_own else None,
                 notify=wanted.notify,
                 tune=wanted.tune,
+                dedup=wanted.dedup,
             )
             done = ["created" if created else "was there already"]
             if wanted.notify:

@@ -21,6 +21,7 @@ from ._dead_letters import (
     require_dead_letter_queue,
     whole_number,
 )
+from ._dedup import DEDUP_HEADER, DedupKeys
 from ._durations import Duration, duration
 from ._errors import (
     LONGEST,
@@ -53,6 +54,7 @@ from ._events import (
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
+    "DEDUP_HEADER",
     "LONGEST",
     "AbortError",
     "ApalisError",
@@ -69,6 +71,7 @@ __all__ = [
     "DeadLetterTarget",
     "DeadLettered",
     "DecodeError",
+    "DedupKeys",
     "Duration",
     "EncodeError",
     "Engaged",

@@ -12,6 +12,7 @@ from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import (
     Config,
     DeadLetter,
+    DedupKeys,
     Redrive,
     duration,
     headers_of,
@@ -24,7 +25,7 @@ from apalis_pgmq.delivery import QueueBackend, encode_headers
 from ._store import MemoryQueue, MemoryStore, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from apalis_pgmq.core import Codec, Duration, TaskId
@@ -92,7 +93,13 @@ class MemoryBackend(QueueBackend[T]):
         """Nothing to close; there to take the place of a backend that has."""
 
     async def push(
-        self, message: T, *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        message: T,
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send one message; return its id.
 
@@ -100,26 +107,31 @@ class MemoryBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read.
+            dedup_key: as for `PgMqBackend.push`; remembered by this backend only.
+            dedup_window: the same.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or it is larger than ``max_payload``.
-            ConfigError: the delay is not a duration.
+            ConfigError: the delay or the window is not a duration, or the key cannot be one.
         """
-        return (await self.push_many([message], delay=delay, headers=headers))[0]
+        return self._add([message], delay, headers, DedupKeys.of_one(dedup_key, dedup_window))[0]
 
     async def push_many(
-        self, messages: Iterable[T], *, delay: Duration = 0, headers: Mapping[str, object] | None = None
+        self,
+        messages: Iterable[T],
+        *,
+        delay: Duration = 0,
+        headers: Mapping[str, object] | None = None,
+        dedup_key: Callable[[T], str] | None = None,
+        dedup_window: Duration | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
-        Args and errors are those of `push`; delay and headers are the same for each message.
+        Args and errors are those of `push`; delay and headers are the same for each message, and ``dedup_key`` is
+        a function that returns a message's key.
         """
-        wait = duration("delay", delay, allow_zero=True)
-        text = encode_headers(headers)
-        payloads = [self._encode(message) for message in messages]
-        ids = [self._queue.add(payload, text, wait) for payload in payloads]
-        self._poke()
-        return ids
+        messages = list(messages)
+        return self._add(messages, delay, headers, DedupKeys.of_many(dedup_key, messages, dedup_window))
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first.
@@ -176,6 +188,27 @@ class MemoryBackend(QueueBackend[T]):
         count = len(self._queue.dead)
         self._queue.dead.clear()
         return count
+
+    def _add(
+        self,
+        messages: Sequence[T],
+        delay: Duration,
+        headers: Mapping[str, object] | None,
+        keys: DedupKeys | None,
+    ) -> list[TaskId]:
+        wait = duration("delay", delay, allow_zero=True)
+        payloads = [self._encode(message) for message in messages]
+        if keys is None:
+            text = encode_headers(headers)
+            ids = [self._queue.add(payload, text, wait) for payload in payloads]
+        else:
+            texts = [encode_headers(each) for each in keys.headers(headers)]
+            ids = [
+                self._queue.add_once(payload, text, wait, key, keys.window)
+                for payload, text, key in zip(payloads, texts, keys.keys, strict=True)
+            ]
+        self._poke()
+        return ids
 
     def _store(self) -> MemoryStore:
         return MemoryStore(self._queue)

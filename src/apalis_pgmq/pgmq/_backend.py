@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, duration
+from apalis_pgmq.core import Config, DedupKeys, duration
 from apalis_pgmq.delivery import QueueBackend, encode_headers
 
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
+from ._keyed import KeyedSink
 from ._pool import PgMqPool, pool_of
 from ._setup import ensure_queue
 from ._sink import MANY, Sink
@@ -20,6 +21,7 @@ from ._transaction import Transaction, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
     from types import TracebackType
 
     import asyncpg
@@ -98,6 +100,7 @@ class PgMqBackend(QueueBackend[T]):
         self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
         self._lane = self._pool.sending.lane(self._config.queue)
         self._sink = Sink(self._lane, self._ready)
+        self._keyed_sink = KeyedSink(self._lane, self._ready)
         self._transactions = Transactions(self._pool.source, self._config, self._ready)
         self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None
@@ -141,6 +144,7 @@ class PgMqBackend(QueueBackend[T]):
     async def close(self) -> None:
         """Send what is waiting and close the connections; a later use opens new ones."""
         await self._sink.close()
+        await self._keyed_sink.close()
         await self._transactions.close()
         if self._owns_pool:
             await self._pool.close()
@@ -151,6 +155,8 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
         connection: Connection | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
@@ -161,17 +167,22 @@ class PgMqBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read; must have a JSON form.
+            dedup_key: 1 to 255 characters. A message with the key of another that was sent to the queue within
+                the window is not stored, whether or not that one was handled already, and the id of that one is
+                returned. Kept in the header ``x-dedup-key``; see docs/deduplication.md.
+            dedup_window: for how long the key is taken from now on, a `timedelta` or seconds; 5 minutes by default.
             connection: the caller's own asyncpg connection to the same database: the message is sent on it,
                 at once, and so if and when the caller's transaction commits.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
                 is larger than ``max_payload``.
-            ConfigError: the delay is not a duration.
+            ConfigError: the delay or the window is not a duration, or the key cannot be one.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
-        ids = await self._send([self._encode(message)], delay, headers, connection)
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        ids = await self._send([self._encode(message)], delay, headers, connection, keys)
         return ids[0]
 
     async def push_many(
@@ -180,6 +191,8 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        dedup_key: Callable[[T], str] | None = None,
+        dedup_window: Duration | None = None,
         connection: Connection | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
@@ -190,13 +203,17 @@ class PgMqBackend(QueueBackend[T]):
             messages: of the backend's message type.
             delay: how long until they become visible, a `timedelta` or seconds; none by default.
             headers: the same for each message.
+            dedup_key: returns the key of a message, as in `push`: ``lambda order: f"order-{order.number}"``. Then
+                all are one statement, and messages with the same key have the same id.
+            dedup_window: as in `push`.
             connection: as in `push`.
 
         Raises:
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
         messages = list(messages)
-        if connection is None and len(messages) >= MANY:
+        keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
+        if connection is None and keys is None and len(messages) >= MANY:
             wait = duration("delay", delay, allow_zero=True)
             payloads = map(self._encode, messages)
             ids = await self._sink.send_many(payloads, len(messages), encode_headers(headers), wait)
@@ -204,7 +221,7 @@ class PgMqBackend(QueueBackend[T]):
                 self._poke()
             return ids
         encoded = [self._encode(message) for message in messages]
-        return await self._send(encoded, delay, headers, connection) if encoded else []
+        return await self._send(encoded, delay, headers, connection, keys) if encoded else []
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -297,12 +314,36 @@ class PgMqBackend(QueueBackend[T]):
         delay: Duration,
         headers: Mapping[str, object] | None,
         connection: Connection | None,
+        keys: DedupKeys | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
+        if keys is not None:
+            return await self._send_keyed(payloads, wait, keys, headers, connection)
         rows = (payloads, [encode_headers(headers)] * len(payloads), [wait] * len(payloads))
         if connection is not None:
             return await self._sink.send_on(connection, *rows)
         ids = await self._sink.send(*rows)
+        if not wait:
+            self._poke()
+        return ids
+
+    async def _send_keyed(
+        self,
+        payloads: list[str],
+        wait: timedelta,
+        keys: DedupKeys,
+        headers: Mapping[str, object] | None,
+        connection: Connection | None,
+    ) -> list[TaskId]:
+        rows = (
+            payloads,
+            [encode_headers(each) for each in keys.headers(headers)],
+            [wait] * len(payloads),
+            keys,
+        )
+        if connection is not None:
+            return await self._keyed_sink.send_keyed_on(connection, *rows)
+        ids = await self._keyed_sink.send_keyed(*rows)
         if not wait:
             self._poke()
         return ids

@@ -11,31 +11,28 @@ import asyncpg
 from apalis_pgmq.core import ConfigError
 
 from ._errors import PgMqError, PgMqQueueMissingError
+from ._keyed import create_keys
 from ._pool import PgMqPool, pool_of
 from ._queue_facts import QueueInfo, QueueMetrics, TopicBinding
-from ._setup import add_trigger, create, lock_and_inspect
-from ._sql import (
+from ._queue_sql import (
     BIND_TOPIC,
     CREATE_PARTITIONED,
-    CREATE_QUEUE,
     CREATE_UNLOGGED,
     DROP_QUEUE,
     HAS_PARTMAN,
-    INSPECT,
     LIST_QUEUES,
     METRICS,
     METRICS_OF_ALL,
     PARTITIONS,
     PURGE_QUEUE,
-    SCHEMA,
     TOPIC_BINDINGS,
     TOPIC_ROUTES,
     UNBIND_TOPIC,
     autovacuum,
     partition_indexes,
-    queue_table,
-    quote,
 )
+from ._setup import add_trigger, create, lock_and_inspect
+from ._sql import CREATE_QUEUE, INSPECT, SCHEMA, queue_table, quote
 from ._topic import topic_errors
 
 if TYPE_CHECKING:
@@ -108,6 +105,7 @@ class PgMqQueues:
         partitions: Partitions | None = None,
         notify: bool = True,
         tune: bool = False,
+        dedup: bool = False,
     ) -> bool:
         """Make sure that PGMQ and the queue are there, as `PgMqBackend.setup` does, all or nothing.
 
@@ -122,6 +120,8 @@ class PgMqQueues:
             tune: whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without
                 pauses. Of a partitioned queue, those partitions that are there now; and one that was there
                 before is given its indexes, too.
+            dedup: whether to make the table that ``push(..., dedup_key=...)`` needs, for senders that may not; one
+                for all queues. Where they may, it is made at its first need.
 
         Returns:
             Whether the queue was made; False if it was there before.
@@ -144,6 +144,8 @@ class PgMqQueues:
                         await add_trigger(connection, queue)
                     if tune:
                         await _tune(connection, queue, is_partitioned=found["is_partitioned"])
+                    if dedup:
+                        await create_keys(connection)
                     return not found["has_queue"]
             except PgMqError as error:
                 # Somebody who does not know our lock was faster.

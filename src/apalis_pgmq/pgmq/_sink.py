@@ -71,7 +71,10 @@ class Sink:
             PgMqUnavailableError: they may or may not have been stored.
             PgMqError: they were refused.
         """
-        parcel = Parcel(payloads, headers, delays, asyncio.get_running_loop().create_future())
+        sent: asyncio.Future[list[TaskId]] = asyncio.get_running_loop().create_future()
+        return await self._post(Parcel(payloads, headers, delays, sent))
+
+    async def _post(self, parcel: Parcel) -> list[TaskId]:
         self._waiting.append(parcel)
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ._keyed_sql import keyed_insert
+
 SCHEMA: Final = "pgmq"
 
 NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
@@ -74,33 +76,6 @@ HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::
 """Have the other workers of a queue look for messages, on their channel."""
 CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
 CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
-CREATE_UNLOGGED: Final = "SELECT pgmq.create_unlogged($1::text)"
-CREATE_PARTITIONED: Final = "SELECT pgmq.create_partitioned($1::text, $2::text, $3::text)"
-HAS_PARTMAN: Final = "SELECT FROM pg_extension WHERE extname = 'pg_partman'"
-PARTITIONS: Final = "SELECT relid::regclass::text FROM pg_partition_tree($1::text::regclass) WHERE isleaf"
-"""The partitions of a table, as SQL names; none if it is not partitioned."""
-DROP_QUEUE: Final = "SELECT pgmq.drop_queue($1::text)"
-PURGE_QUEUE: Final = "SELECT pgmq.purge_queue($1::text)"
-LIST_QUEUES: Final = """
-SELECT queue_name, is_partitioned, is_unlogged, created_at FROM pgmq.list_queues() ORDER BY queue_name
-"""
-_METRICS: Final = """
-SELECT queue_name, queue_length, queue_visible_length, newest_msg_age_sec, oldest_msg_age_sec, total_messages, scrape_time
-"""
-METRICS: Final = f"{_METRICS} FROM pgmq.metrics($1::text)"
-METRICS_OF_ALL: Final = f"{_METRICS} FROM pgmq.metrics_all() ORDER BY queue_name"
-
-SEND_TOPIC: Final = """
-SELECT queue_name, msg_id
-FROM pgmq.send_batch_topic($1::text, $2::text[]::jsonb[], $3::text[]::jsonb[], now() + $4::interval)
-"""
-BIND_TOPIC: Final = "SELECT pgmq.bind_topic($1::text, $2::text)"
-UNBIND_TOPIC: Final = "SELECT pgmq.unbind_topic($1::text, $2::text)"
-TOPIC_BINDINGS: Final = """
-SELECT pattern, queue_name, bound_at FROM pgmq.list_topic_bindings()
-WHERE $1::text IS NULL OR queue_name = $1::text ORDER BY pattern, queue_name
-"""
-TOPIC_ROUTES: Final = "SELECT DISTINCT queue_name FROM pgmq.test_routing($1::text) ORDER BY queue_name"
 
 NOTIFY_FUNCTION: Final = """
 CREATE OR REPLACE FUNCTION pgmq.apalis_pgmq_notify() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -156,30 +131,6 @@ def notify_trigger(queue: str) -> str:
     """
 
 
-def autovacuum(table: str) -> str:
-    """Return the statement that has a table, given as SQL, vacuumed as often as a queue needs it.
-
-    PostgreSQL's defaults wait for a fifth of a table to be dead, and for a pause after each few pages.
-    """
-    return f"""
-        ALTER TABLE {table} SET (
-            autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
-            autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
-            autovacuum_vacuum_cost_delay = 0
-        )
-    """
-
-
-def partition_indexes(queue: str) -> str:
-    """Return the statements that give a partitioned queue the indexes that PGMQ gives to all others only."""
-    name = queue_table(queue)
-    table = f"{SCHEMA}.{quote(name)}"
-    return f"""
-        CREATE INDEX IF NOT EXISTS {quote(f"{name}_vt_idx")} ON {table} (vt);
-        CREATE INDEX IF NOT EXISTS {quote(f"{name}_msg_id_idx")} ON {table} (msg_id)
-    """
-
-
 @dataclass(frozen=True, slots=True)
 class Statements:
     """The statements for one queue.
@@ -205,6 +156,7 @@ class Statements:
             messages, unless the queue's trigger does.
         insert_part: of a transaction that sends many: ``$1`` payloads, ``$2`` their headers, ``$3`` their delay,
             ``$4`` how many follow in further statements; otherwise as `insert`.
+        insert_keyed: see `keyed_insert`. Announces as `insert`.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -227,6 +179,7 @@ class Statements:
     present: str
     insert: str
     insert_part: str
+    insert_keyed: str
     dead_letters: str
     newest_dead_letter: str
     redrive: str
@@ -339,12 +292,12 @@ class Statements:
             RETURNING msg_id
         """
 
-        def announced(insert: str) -> str:
+        def announced(insert: str, columns: str = "msg_id") -> str:
             if is_announced:
                 return insert
             return f"""
                 WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
-                SELECT msg_id FROM sent, told
+                SELECT {columns} FROM sent, told
             """
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
@@ -420,6 +373,7 @@ class Statements:
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
             insert=announced(insert),
             insert_part=announced(insert_part),
+            insert_keyed=announced(keyed_insert(q), "key, msg_id"),
             dead_letters=f"""
                 SELECT msg_id, message::text, headers::text FROM {dead}
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint

@@ -13,7 +13,7 @@ from apalis_pgmq.delivery import encode_headers
 
 from ._errors import DRIVER_ERRORS, PgMqError, PgMqNotInstalledError, PgMqVersionError
 from ._pool import PgMqPool, pool_of
-from ._sql import SEND_TOPIC
+from ._queue_sql import SEND_TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence

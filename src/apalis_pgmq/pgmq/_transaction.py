@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("apalis_pgmq")
 
 M = TypeVar("M")
-M_contra = TypeVar("M_contra", contravariant=True)
 
 _COMMIT_BOUND: Final = 2
 """How many times as long as a statement may take the server waits for the commit once a message is removed."""
@@ -45,15 +44,17 @@ _TRIES: Final = 3
 """How often to look for a message whose lease is being extended at the same moment."""
 
 
-class TransactionalSink(Protocol[M_contra]):
+class TransactionalSink(Protocol[M]):
     """What a transaction needs of a backend to send to it; `PgMqBackend` is one."""
 
     async def push(
         self,
-        message: M_contra,
+        message: M,
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        dedup_key: str | None = ...,
+        dedup_window: Duration | None = ...,
         connection: Connection | None = ...,
     ) -> TaskId:
         """Send a message on the given connection."""
@@ -61,10 +62,12 @@ class TransactionalSink(Protocol[M_contra]):
 
     async def push_many(
         self,
-        messages: Iterable[M_contra],
+        messages: Iterable[M],
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        dedup_key: Callable[[M], str] | None = ...,
+        dedup_window: Duration | None = ...,
         connection: Connection | None = ...,
     ) -> list[TaskId]:
         """Send messages on the given connection."""
@@ -95,9 +98,18 @@ class Transaction:
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send a message to a queue of the same database, if and when the transaction commits."""
-        return await backend.push(message, delay=delay, headers=headers, connection=self.connection)
+        return await backend.push(
+            message,
+            delay=delay,
+            headers=headers,
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            connection=self.connection,
+        )
 
     async def push_many(
         self,
@@ -106,9 +118,18 @@ class Transaction:
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        dedup_key: Callable[[M], str] | None = None,
+        dedup_window: Duration | None = None,
     ) -> list[TaskId]:
         """Send messages to a queue of the same database, if and when the transaction commits."""
-        return await backend.push_many(messages, delay=delay, headers=headers, connection=self.connection)
+        return await backend.push_many(
+            messages,
+            delay=delay,
+            headers=headers,
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            connection=self.connection,
+        )
 
 
 class Transactions:
