@@ -2,6 +2,7 @@
 
 import asyncio
 
+import asyncpg
 import pytest
 
 
@@ -78,6 +79,18 @@ async def test_autovacuum_is_set_only_on_request(cli, pgmq_url, queue, db):
     assert done.returncode == 0, done.stderr
     assert done.stdout == (f"queue {queue}: was there already, inserts are announced, autovacuum is tuned\n")
     assert "autovacuum_vacuum_threshold=10000" in await autovacuum(db, queue)
+
+
+async def test_the_table_of_deduplication_is_made_on_request(cli, new_database):
+    url = await new_database()
+    connection = await asyncpg.connect(url)
+    try:
+        for options, is_there in (((), False), (("--dedup",), True), (("--dedup",), True)):
+            assert cli("setup", "emails", "--url", url, *options).returncode == 0
+            found = await connection.fetchval("SELECT to_regclass('pgmq.apalis_pgmq_dedup') IS NOT NULL")
+            assert found is is_there
+    finally:
+        await connection.close()
 
 
 async def test_an_unlogged_queue_has_a_plain_dead_letter_queue(cli, pgmq_url, queue, db):

@@ -5,6 +5,7 @@
 
 from typing import Final
 
+from .dedup import ONCE_BY_KEY
 from .model import Break
 from .outages import STAYS_UP
 from .transactions import EXACTLY_ONCE
@@ -348,6 +349,7 @@ BREAKS: Final = (
     *FENCED,
     *BOUNDED,
     *EXACTLY_ONCE,
+    *ONCE_BY_KEY,
     *CLEAN_STOP,
     *IDLE_IS_QUIET,
     *STAYS_UP,

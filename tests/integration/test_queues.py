@@ -360,6 +360,14 @@ class TestKinds:
             await heard.wait()
             await sender.close()
 
+    async def test_takes_a_key_once(self, pgmq_url: str, queue: str, table: Table) -> None:
+        async with PgMqBackend(pgmq_url, queue, int) as backend:
+            ids = await backend.push_many(range(30), dedup_key=lambda number: f"{number % 15}")
+            assert ids[:15] == ids[15:]
+            assert await backend.push(1, dedup_key="1") == ids[1]
+            assert await table.count() == 15
+            assert await backend.push(1) > ids[-1]
+
     async def test_is_measured_and_emptied(self, queues: PgMqQueues, pgmq_url: str, queue: str) -> None:
         async with PgMqBackend(pgmq_url, queue, int) as backend:
             await backend.push_many(range(25))

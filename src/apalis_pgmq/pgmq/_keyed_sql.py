@@ -34,7 +34,7 @@ DELETE FROM {KEYS} AS d USING expired AS e WHERE d.queue = e.queue AND d.key = e
 """Deletes up to ``$1`` expired keys, of whatever queue."""
 
 
-def keyed_insert(table: str) -> str:
+def keyed_insert(table: str, announcement: str | None) -> str:
     """Return the statement that stores messages unless their keys are taken.
 
     ``$1`` payloads, ``$2`` headers, ``$3`` delays, ``$4`` keys, ``$5`` for how long each is taken. Returns each key
@@ -50,6 +50,7 @@ def keyed_insert(table: str) -> str:
 
     Args:
         table: the queue's, as SQL.
+        announcement: what announces the messages, as SQL; None if the queue's trigger does.
     """
     literal = "'" + table.replace("'", "''") + "'"
     is_free = "d.expires_at <= statement_timestamp()"
@@ -84,6 +85,9 @@ def keyed_insert(table: str) -> str:
                 f.message::jsonb, f.headers::jsonb
             FROM fresh AS f WHERE (f.msg_id IN (SELECT t.msg_id FROM taken AS t)) IS TRUE
             ORDER BY f.position
-        )
-        SELECT key, known_id AS msg_id FROM given WHERE known_id IS NOT NULL UNION ALL SELECT key, msg_id FROM taken
+        ), told AS MATERIALIZED (SELECT {announcement or "true"})
+        SELECT found.* FROM (
+            SELECT key, known_id AS msg_id FROM given WHERE known_id IS NOT NULL
+            UNION ALL SELECT key, msg_id FROM taken
+        ) AS found, told
     """

@@ -292,12 +292,12 @@ class Statements:
             RETURNING msg_id
         """
 
-        def announced(insert: str, columns: str = "msg_id") -> str:
+        def announced(insert: str) -> str:
             if is_announced:
                 return insert
             return f"""
                 WITH sent AS ({insert}), told AS MATERIALIZED (SELECT {announcement})
-                SELECT {columns} FROM sent, told
+                SELECT msg_id FROM sent, told
             """
 
         # From here on the message's row is locked. Were the client's socket to go silent now, the lock would
@@ -373,7 +373,7 @@ class Statements:
             present=f"SELECT msg_id FROM {q} WHERE msg_id = ANY ($1::bigint[]) FOR KEY SHARE",
             insert=announced(insert),
             insert_part=announced(insert_part),
-            insert_keyed=announced(keyed_insert(q), "key, msg_id"),
+            insert_keyed=keyed_insert(q, None if is_announced else announcement),
             dead_letters=f"""
                 SELECT msg_id, message::text, headers::text FROM {dead}
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint
