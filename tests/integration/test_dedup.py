@@ -19,6 +19,7 @@ from apalis_pgmq import (
     MemoryBackend,
     PgMqBackend,
     PgMqPermissionError,
+    PgMqPool,
     PgMqQueues,
     Task,
     Transaction,
@@ -340,6 +341,19 @@ class TestTransactions:
             '"a"' if commits else '"b"'
         }
 
+    async def test_who_waits_takes_no_connection_from_pushes_without_a_key(
+        self, pgmq_url: str, queue: str, db: asyncpg.Connection
+    ) -> None:
+        async with PgMqPool(pgmq_url, size=1) as pool, PgMqBackend(pool, queue, str) as backend:
+            async with db.transaction():
+                first = await backend.push("a", dedup_key="k", connection=db)
+                waiting = asyncio.create_task(backend.push("b", dedup_key="k"))
+                await asyncio.sleep(0.3)
+                async with asyncio.timeout(5):
+                    await backend.push("c")
+                assert not waiting.done()
+            assert await waiting == first
+
     async def test_also_for_a_key_that_had_expired(
         self, backend: PgMqBackend[str], db: asyncpg.Connection
     ) -> None:
@@ -434,6 +448,11 @@ async def test_pushes_with_keys_share_statements(
     assert sum(sizes) == 100
     assert len(sizes) <= 2
     assert len(set(ids)) == 50
+
+
+async def test_pushes_with_keys_wait_for_the_disk(backend: PgMqBackend[str]) -> None:
+    [row] = await backend._keyed_sink._lane.fetch("SHOW synchronous_commit")
+    assert row[0] == "on"
 
 
 async def test_a_queue_that_announces_nothing_has_pushes_with_keys_announced_all_the_same(

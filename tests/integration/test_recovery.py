@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from apalis_pgmq import Config, PgMqBackend, WorkerBuilder
+from apalis_pgmq import Config, PgMqBackend, PgMqQueues, PgMqTopic, WorkerBuilder
 from apalis_pgmq.embedded import EmbeddedServer
 
 from .conftest import Email, Table
@@ -210,3 +210,19 @@ async def test_it_works_through_pgbouncer_in_transaction_mode(
     await asyncio.gather(*runs)
     await asyncio.gather(*(backend.close() for backend in backends))
     assert set(handled.values()) == {1}
+
+
+async def test_so_do_queues_topics_and_keys(pgbouncer_url: str, queue: str, table: Table) -> None:
+    async with (
+        PgMqQueues(pgbouncer_url) as queues,
+        PgMqTopic(pgbouncer_url, Email) as topic,
+        PgMqBackend(pgbouncer_url, queue, Email) as backend,
+    ):
+        assert await queues.create(queue, tune=True, dedup=True) is False
+        await queues.bind(f"{queue}.*", queue)
+        assert await topic.push(f"{queue}.x", Email("topic")) == {queue: 1}
+        ids = await asyncio.gather(*(backend.push(Email("key"), dedup_key=f"{n % 5}") for n in range(20)))
+        assert len(set(ids)) == 5
+        assert (await queues.metrics(queue)).length == 6
+        assert await queues.purge(queue) == 6
+        assert await queues.drop(queue)

@@ -16,13 +16,14 @@ from apalis_pgmq import (
     PgMqBackend,
     PgMqContext,
     PgMqNotInstalledError,
+    PgMqPermissionError,
     PgMqQueues,
     PgMqTopic,
     PgMqVersionError,
     WorkerBuilder,
 )
 
-from .conftest import Email, Table, running
+from .conftest import Email, Table, as_role, running
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -215,6 +216,30 @@ async def test_an_older_pgmq_has_no_topics(new_database: Callable[[], Awaitable[
         ):
             with pytest.raises(PgMqVersionError, match=r"topics need PGMQ 1\.11 or later"):
                 await call
+
+
+async def test_a_sender_needs_no_more_rights_than_the_document_says(
+    new_database: Callable[[], Awaitable[str]], queue: str
+) -> None:
+    url = await new_database()
+    role = f"role_{queue}"
+    async with PgMqQueues(url) as queues:
+        await queues.create(queue)
+        await queues.bind("a.*", queue)
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(
+            f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT USAGE ON SCHEMA pgmq TO {role};"
+            f"GRANT INSERT (vt, message, headers), SELECT (msg_id) ON pgmq.q_{queue} TO {role}"
+        )
+        async with PgMqTopic(as_role(url, role), Email) as topic:
+            with pytest.raises(PgMqPermissionError, match="topic_bindings"):
+                await topic.push("a.b", Email("ada"))
+            await connection.execute(f"GRANT SELECT ON pgmq.topic_bindings TO {role}")
+            assert await topic.push("a.b", Email("ada")) == {queue: 1}
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await connection.close()
 
 
 PGMQ_PY = """

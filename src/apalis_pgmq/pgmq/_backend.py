@@ -100,7 +100,7 @@ class PgMqBackend(QueueBackend[T]):
         self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
         self._lane = self._pool.sending.lane(self._config.queue)
         self._sink = Sink(self._lane, self._ready)
-        self._keyed_sink = KeyedSink(self._lane, self._ready)
+        self._keyed_sink = KeyedSink(self._pool.sending_keyed.lane(self._config.queue), self._ready)
         self._transactions = Transactions(self._pool.source, self._config, self._ready)
         self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None

@@ -41,8 +41,8 @@ class PgMqPool:
             emails = PgMqBackend(pool, "emails", EmailMessage)
             bills = PgMqBackend(pool, "bills", Bill)
 
-    One connection listens for all queues. Claiming, settling and sending have up to ``size`` each, opened as
-    they are needed; each running handler with a `Transaction` has one of its own. A backend that is given a
+    One connection listens for all queues. Claiming, settling, sending, and sending with keys, have up to ``size``
+    each, opened as they are needed; each running handler with a `Transaction` has one of its own. A backend that is given a
     URL makes a pool for itself. One pool serves one event loop.
 
     Args:
@@ -72,6 +72,8 @@ class PgMqPool:
             raise ConfigError(f"a database URL, a PgMqPool or an asyncpg.Pool is needed, not {url_or_pool!r}")
         # A connection of the program's own pool is not kept from it for the sake of a push now and then.
         self.sending = Lanes(self.source, size=size, hold=not isinstance(self.source, PoolSource))
+        # These may have to wait for somebody else's transaction, and others that send must not wait with them.
+        self.sending_keyed = Lanes(self.source, size=size, hold=not isinstance(self.source, PoolSource))
         self.claiming = Lanes(self.source, size=size, settings=_CLAIMING)
         self.settling = Lanes(self.source, size=size, settings=_PLANNING)
         self.listener = Listener(self.source)
@@ -97,6 +99,7 @@ class PgMqPool:
         await self.claiming.close()
         await self.settling.close()
         await self.sending.close()
+        await self.sending_keyed.close()
 
     def engage(self) -> None:
         """Count one more consumer that works with these connections."""
