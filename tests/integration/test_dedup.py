@@ -21,6 +21,7 @@ from apalis_pgmq import (
     PgMqPermissionError,
     PgMqPool,
     PgMqQueues,
+    PgMqUnavailableError,
     Task,
     Transaction,
     WorkerBuilder,
@@ -367,6 +368,37 @@ class TestTransactions:
         assert not waiting.done()
         await transaction.rollback()
         assert await waiting > taken > old
+
+    async def test_one_that_cannot_see_who_took_the_key_is_told_to_try_again(
+        self, backend: PgMqBackend[str], db: asyncpg.Connection
+    ) -> None:
+        await backend.push("a", dedup_key="other")
+        transaction = db.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await db.execute("SELECT FROM pg_class LIMIT 1")
+        await backend.push("a", dedup_key="k")
+        with pytest.raises(PgMqUnavailableError, match="could not serialize"):
+            await backend.push("b", dedup_key="k", connection=db)
+        await transaction.rollback()
+
+    async def test_of_two_that_wait_for_each_other_one_is_told_to_try_again(
+        self, backend: PgMqBackend[str], db: asyncpg.Connection, pgmq_url: str, table: Table
+    ) -> None:
+        await backend.push("first", dedup_key="first")
+        other = await asyncpg.connect(pgmq_url)
+
+        async def take(connection: asyncpg.Connection, *keys: str) -> None:
+            async with connection.transaction():
+                for key in keys:
+                    await backend.push(key, dedup_key=key, connection=connection)
+                    await asyncio.sleep(0.2)
+
+        try:
+            results = await asyncio.gather(take(db, "k", "l"), take(other, "l", "k"), return_exceptions=True)
+        finally:
+            await other.close()
+        assert sorted(type(each).__name__ for each in results) == ["NoneType", "PgMqUnavailableError"]
+        assert await table.count() == 3
 
     async def test_a_handler_sends_once(
         self, pgmq_url: str, queue: str, db: asyncpg.Connection, eventually: Eventually

@@ -411,3 +411,76 @@ async def test_the_partitions_of_a_tuned_queue_are_read_by_an_index(
         await connection.close()
         await db.execute(f"DROP TABLE pgmq.q_{queue}, pgmq.a_{queue}")
         await db.execute("DELETE FROM pgmq.meta WHERE queue_name = $1", queue)
+
+
+PARTMAN = """
+CREATE SCHEMA partman;
+CREATE TABLE partman.part_config (
+    parent_table text, control text, partition_interval text, premake int, retention text,
+    retention_keep_table bool, retention_keep_index bool, automatic_maintenance text
+);
+CREATE FUNCTION partman.create_parent(
+    p_parent_table text, p_control text, p_interval text, p_premake int DEFAULT 4, p_type text DEFAULT 'range'
+) RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_control = 'msg_id' THEN
+        PERFORM p_interval::bigint;
+    ELSE
+        PERFORM p_interval::interval;
+    END IF;
+    EXECUTE format('CREATE TABLE %s_default PARTITION OF %s DEFAULT', p_parent_table, p_parent_table);
+    INSERT INTO partman.part_config VALUES (p_parent_table, p_control, p_interval, p_premake);
+    RETURN true;
+END $$;
+SET allow_system_table_mods = on;
+INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+VALUES (987654, 'pg_partman', 10, 'partman'::regnamespace, false, '5.2.0');
+"""
+"""What PGMQ asks of pg_partman, in a few lines: one partition, and its table of settings."""
+
+
+@pytest.mark.parametrize(
+    ("partitions", "expected"),
+    [
+        (Partitions(500, 5000), ("msg_id", "500", "5000")),
+        (
+            Partitions(timedelta(hours=1), timedelta(days=2)),
+            ("enqueued_at", "3600 seconds", "172800 seconds"),
+        ),
+    ],
+)
+async def test_a_partitioned_queue_is_made_and_dropped_where_pg_partman_is(
+    new_database: Callable[[], Awaitable[str]],
+    queue: str,
+    partitions: Partitions,
+    expected: tuple[str, str, str],
+) -> None:
+    url = await new_database()
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(PARTMAN)
+        async with PgMqQueues(url) as queues, PgMqPool(url) as pool:
+            assert await queues.create(queue, partitions=partitions, tune=True) is True
+            assert await queues.create(queue, partitions=partitions) is False
+            with pytest.raises(PgMqError, match="partitioned and not unlogged"):
+                await queues.create(queue, unlogged=True)
+            [info] = await queues.all()
+            assert info.is_partitioned
+            row = await connection.fetchrow(
+                "SELECT control, partition_interval, retention FROM partman.part_config WHERE parent_table = $1",
+                f"pgmq.q_{queue}",
+            )
+            assert tuple(row) == expected
+            indexes = await connection.fetch(
+                "SELECT indexname FROM pg_indexes WHERE tablename = $1", f"q_{queue}"
+            )
+            assert {f"q_{queue}_vt_idx", f"q_{queue}_msg_id_idx"} <= {row[0] for row in indexes}
+            assert await has_trigger(connection, queue)
+            backend = PgMqBackend(pool, queue, int)
+            await backend.push_many(range(5))
+            assert (await queues.metrics(queue)).length == 5
+            assert await queues.drop(queue)
+            assert await queues.all() == []
+            assert await connection.fetchval("SELECT count(*) FROM partman.part_config") == 0
+    finally:
+        await connection.close()
