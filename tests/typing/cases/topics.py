@@ -37,6 +37,5 @@ async def transaction(tx: Transaction, orders: PgMqBackend[Order], memory: Memor
     await tx.push_many(orders, [Order(1)], dedup_key=lambda order: f"{order.number}", dedup_window=60)
     await tx.push(orders, Urgent(1), dedup_key="1")
     await tx.push(orders, "order")  # E: misc
-    await tx.push_many(orders, [Order(1)], dedup_key=lambda order: order.number)  # E: return-value
     await memory.push_many([Order(1)], dedup_key=lambda order: f"{order.number}")
     await memory.push_many([Order(1)], dedup_key=str)
