@@ -5,8 +5,8 @@
 --
 --     apalis-pgmq setup emails --url ...
 --
--- has made the queue and its dead-letter queue. It can be run again: do so after PGMQ was updated and after
--- pgmq.enable_notify_insert. None of the roles can log in; grant them to those that do:
+-- has made the queue and its dead-letter queue. It can be run again: do so after PGMQ was updated, after
+-- pgmq.enable_notify_insert and after the first use of claim_check_over. None of the roles can log in; grant them to those that do:
 --
 --     GRANT "emails_worker" TO my_login;
 
@@ -48,6 +48,11 @@ BEGIN
         WHERE attrelid = 'pgmq."q_emails"'::regclass AND attname = 'last_read_at' AND NOT attisdropped
     ) THEN
         GRANT UPDATE (last_read_at) ON pgmq."q_emails" TO "emails_worker";
+    END IF;
+    -- claim_check_over: large payloads have a table of their own, which setting up a backend that has it makes.
+    IF to_regclass('pgmq."b_emails"') IS NOT NULL THEN
+        GRANT INSERT (id, body) ON pgmq."b_emails" TO "emails_producer";
+        GRANT SELECT (id, body), DELETE ON pgmq."b_emails" TO "emails_worker", "emails_operator";
     END IF;
     -- pgmq.enable_notify_insert: its trigger runs with the rights of whoever inserts.
     IF EXISTS (

@@ -1,7 +1,7 @@
 """Typed, asyncio-first background workers on PGMQ, the message queue in PostgreSQL."""
 
 from ._version import __version__
-from .codecs import JsonCodec
+from .codecs import Compression, Encryption, JsonCodec, KeyRing, LayeredCodec, MsgspecCodec
 from .core import (
     AbortError,
     ApalisError,
@@ -64,6 +64,7 @@ __all__ = [
     "Batch",
     "Codec",
     "CodecError",
+    "Compression",
     "Config",
     "ConfigError",
     "Consumer",
@@ -74,6 +75,7 @@ __all__ = [
     "DecodeError",
     "Duration",
     "EncodeError",
+    "Encryption",
     "Engaged",
     "Event",
     "EventListener",
@@ -82,12 +84,15 @@ __all__ = [
     "HandlerError",
     "Idle",
     "JsonCodec",
+    "KeyRing",
+    "LayeredCodec",
     "LeaseLost",
     "LeaseLostError",
     "MemoryBackend",
     "MessageEvent",
     "Middleware",
     "Monitor",
+    "MsgspecCodec",
     "Next",
     "PgMqBackend",
     "PgMqContext",

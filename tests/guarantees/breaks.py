@@ -5,6 +5,7 @@
 
 from typing import Final
 
+from .codecs import CLAIM_CHECKS, LAYERS
 from .dedup import ONCE_BY_KEY
 from .model import Break
 from .outages import STAYS_UP
@@ -103,7 +104,7 @@ ONE_OWNER: Final = (
         name="max-lease-forgotten",
         promise="One owner at a time",
         file="delivery/_consumer.py",
-        old="now + self._max_lease",
+        old="time.monotonic() + self._max_lease",
         new="math.inf",
         tests=(
             _DELIVERY + "test_a_handler_that_hangs_is_let_go_after_max_lease",
@@ -126,7 +127,7 @@ FENCED: Final = (
         name="fence-without-vt",
         promise="Fenced",
         file="pgmq/_sql.py",
-        old=" AND m.vt = f.vt",
+        old=" AND m.vt = ($4::timestamptz[])[f.vt_number]",
         new="",
         tests=(
             _DELIVERY + "TestFence::test_late_settlements_change_nothing",
@@ -138,7 +139,7 @@ FENCED: Final = (
         name="fence-by-id-alone",
         promise="Fenced",
         file="pgmq/_sql.py",
-        old=" AND m.read_ct = f.read_ct AND m.vt = f.vt",
+        old=" AND m.read_ct = f.read_ct AND m.vt = ($4::timestamptz[])[f.vt_number]",
         new="",
         tests=(
             _DELIVERY + "TestFence::test_late_settlements_change_nothing",
@@ -354,5 +355,7 @@ BREAKS: Final = (
     *IDLE_IS_QUIET,
     *STAYS_UP,
     *BOUNDS,
+    *LAYERS,
+    *CLAIM_CHECKS,
     *CHAOS,
 )

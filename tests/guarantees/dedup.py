@@ -12,8 +12,8 @@ ONCE_BY_KEY: Final = (
         name="stored-though-taken",
         promise=_PROMISE,
         file="pgmq/_keyed_sql.py",
-        old="FROM fresh AS f WHERE (f.msg_id IN (SELECT t.msg_id FROM taken AS t)) IS TRUE",
-        new="FROM fresh AS f",
+        old="SELECT * FROM fresh AS f WHERE (f.msg_id IN (SELECT t.msg_id FROM taken AS t)) IS TRUE",
+        new="SELECT * FROM fresh AS f",
         tests=(
             _DEDUP + "test_sixteen_concurrent_senders_store_each_key_once",
             _DEDUP + "test_processes_store_each_key_once",

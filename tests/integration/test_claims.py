@@ -39,7 +39,7 @@ class Stream:
         if message.to != "stream":
             await self.others(message)
         self.handled += 1
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.01)
 
     async def got(self, to: str) -> None:
         """Wait for another message, which is visible by now, or is soon."""

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from apalis_pgmq import (
+    Config,
     ConfigError,
     EncodeError,
     MemoryBackend,
@@ -27,6 +28,7 @@ from apalis_pgmq import (
     WorkerBuilder,
 )
 from apalis_pgmq.pgmq import _keyed
+from apalis_pgmq.pgmq._bodies import Bodies
 from apalis_pgmq.pgmq._keyed_sql import keyed_insert
 
 from .conftest import Table, as_role, running
@@ -499,6 +501,20 @@ async def test_a_queue_that_announces_nothing_has_pushes_with_keys_announced_all
         await heard.wait()
 
 
+async def test_a_large_payload_is_set_aside_unless_its_key_is_taken(
+    pgmq_url: str, queue: str, db: asyncpg.Connection
+) -> None:
+    async with PgMqBackend(pgmq_url, Config(queue, claim_check_over=1000), str) as backend:
+        first = await backend.push("a" * 2000, dedup_key="k")
+        assert await backend.push("b" * 2000, dedup_key="k") == first
+        await backend.push_many(["c", "d" * 2000, "e" * 2000], dedup_key=lambda text: text[0].upper())
+        assert await db.fetchval(f"SELECT count(*) FROM pgmq.b_{queue}") == 3
+        tasks = await drain(backend, 4)
+    assert [task.args for task in tasks] == ["a" * 2000, "c", "d" * 2000, "e" * 2000]
+    assert [task.headers["x-dedup-key"] for task in tasks] == ["k", "C", "D", "E"]
+    assert await db.fetchval(f"SELECT count(*) FROM pgmq.b_{queue}") == 0
+
+
 async def test_any_name_of_a_queue_will_do(pgmq_url: str, queue: str, db: asyncpg.Connection) -> None:
     name = f'{queue} "Mixed"\\.é'
     async with PgMqBackend(pgmq_url, name, str) as backend:
@@ -524,7 +540,7 @@ async def test_keys_are_looked_up_by_an_index(
         )
     if analyzed:
         await db.execute(f"ANALYZE {KEYS}")
-    await db.execute(f"PREPARE keyed AS {keyed_insert(table, None)}")
+    await db.execute(f"PREPARE keyed AS {keyed_insert(table, None, Bodies())}")
     await db.execute("SET plan_cache_mode = force_generic_plan")
     arrays = "ARRAY['1'], ARRAY['{}'], ARRAY[interval '0'], ARRAY['k1'], ARRAY[interval '1 h']"
     plan = json.loads(await db.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE keyed({arrays})"))[0]["Plan"]

@@ -17,7 +17,7 @@ import pytest
 from apalis_pgmq import Config, PgMqBackend, PgMqQueues, PgMqTopic, WorkerBuilder
 from apalis_pgmq.embedded import EmbeddedServer
 
-from .conftest import Email, Table
+from .conftest import Email, Table, running, sweep_bodies
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -210,6 +210,27 @@ async def test_it_works_through_pgbouncer_in_transaction_mode(
     await asyncio.gather(*runs)
     await asyncio.gather(*(backend.close() for backend in backends))
     assert set(handled.values()) == {1}
+
+
+async def test_large_payloads_go_through_pgbouncer_and_are_swept_through_it(
+    pgbouncer_url: str, queue: str, db: asyncpg.Connection, table: Table, eventually: Eventually
+) -> None:
+    large = Email("ada", body="x" * 5000)
+    handled = []
+
+    async def handler(message: Email) -> None:
+        handled.append(message)
+
+    async with PgMqBackend(
+        pgbouncer_url, Config(queue, poll_interval=0.02, claim_check_over=1000), Email
+    ) as backend:
+        await backend.push_many([large] * 3)
+        await db.execute(f"SELECT pgmq.delete('{queue}', min(msg_id)) FROM pgmq.q_{queue}")
+        assert await sweep_bodies(pgbouncer_url, queue) == 1
+        async with running(WorkerBuilder("w").backend(backend).build(handler)):
+            await eventually(table.is_empty)
+    assert handled == [large, large]
+    assert await db.fetchval(f"SELECT count(*) FROM pgmq.b_{queue}") == 0
 
 
 async def test_so_do_queues_topics_and_keys(pgbouncer_url: str, queue: str, table: Table) -> None:

@@ -312,3 +312,44 @@ async def test_row_level_security_comes_on_top(
     async with roles.backend("worker") as backend:
         await work_until(backend, give_up, table.is_empty, eventually)
     assert len(await table.dead()) == 1
+
+
+async def test_large_payloads_beside_the_queue_go_through_all_roles(
+    roles: Roles, db: asyncpg.Connection, table: Table, eventually: Eventually
+) -> None:
+    large = Email("ada", body="x" * 5000)
+    async with PgMqBackend(roles.url, replace(roles.config, claim_check_over=1000), Email):
+        pass
+    await roles.grant()
+    bodies = f"SELECT count(*) FROM pgmq.b_{roles.queue}"
+    handled: list[Email] = []
+
+    async def handler(message: Email) -> None:
+        handled.append(message)
+        if len(handled) != 2:
+            raise AbortError("no")
+
+    async with (
+        roles.backend("producer", claim_check_over=1000) as producer,
+        roles.backend("worker", claim_check_over=1000) as worker,
+        roles.backend("operator", claim_check_over=1000) as operator,
+    ):
+        await producer.push(large)
+        await work_until(worker, handler, table.dead, eventually)
+        [letter] = await operator.dead_letters()
+        assert large.body in letter.payload
+        assert await operator.redrive() == 1
+        await work_until(worker, handler, table.is_empty, eventually)
+        assert await db.fetchval(bodies) == 0
+        await producer.push(large)
+        await work_until(worker, handler, table.dead, eventually)
+        assert await operator.purge_dead_letters() == 1
+        assert await db.fetchval(bodies) == 0
+    assert handled == [large] * 3
+    await roles.refuses(
+        "producer", "SELECT body FROM pgmq.b_emails", "DELETE FROM pgmq.b_emails", "TRUNCATE pgmq.b_emails"
+    )
+    for kind in ("worker", "operator"):
+        await roles.refuses(
+            kind, "INSERT INTO pgmq.b_emails VALUES ('x', '1')", "UPDATE pgmq.b_emails SET body = '1'"
+        )

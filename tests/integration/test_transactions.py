@@ -508,7 +508,7 @@ async def test_a_connection_that_goes_silent_before_the_commit_does_not_keep_the
         PgMqBackend(proxy.url, Config(queue, visibility_timeout=1), Email) as backend,
     ):
         # The message is removed and its row locked, and nobody will ever commit.
-        proxy.silence_after("removed AS")
+        proxy.silence_after("bound AS")
 
         async def handler(message: Email, attempt: Attempt, tx: Transaction) -> None:
             await tx.connection.execute(f"INSERT INTO {effects} VALUES ($1)", f"attempt {attempt}")

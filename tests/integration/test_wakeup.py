@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from apalis_pgmq import AbortError, Config, PgMqBackend, RetryAfterError, WorkerBuilder
-from apalis_pgmq.pgmq import _listener
+from apalis_pgmq.pgmq import _claims, _listener
 from apalis_pgmq.pgmq._sql import insert_channel
 
 from .conftest import Email, Table, running
@@ -219,6 +219,34 @@ async def test_a_delay_that_others_hear_of_is_kept_although_the_first_worker_sto
             await rest(one, two, quiet=0.05)
             await other.push(Email("later"), delay=1)
         await catcher.got("later", within=2 + PROMPT)
+
+
+async def test_a_delay_of_which_only_a_killed_worker_knew_is_kept(
+    pgmq_url: str,
+    queue: str,
+    other: PgMqBackend[Email],
+    rest: Rest,
+    catcher: Catcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever looks for what is due tells the others what it saw."""
+    # It leaves without a word.
+    monkeypatch.setattr(_claims, "HAVE_LOOK", "SELECT $1::text")
+    config = Config(queue, poll_interval=NEVER, visibility_timeout=20)
+    async with PgMqBackend(pgmq_url, config, Email) as one, PgMqBackend(pgmq_url, config, Email) as two:
+        async with asyncio.timeout(30), running(catcher.worker(one, "one")):
+            await rest(one)
+            heir = asyncio.create_task(catcher.worker(two, "two").run())
+            await rest(one, two, quiet=0.05)
+            assert [subscriptions(backend)[0].turn.rank for backend in (one, two)] == [0, 1]
+            await other.push(Email("later"), delay=2)
+            await rest(one, two, quiet=0.3)
+        try:
+            assert not catcher.at
+            await catcher.got("later", within=2 + PROMPT)
+        finally:
+            heir.cancel()
+            await asyncio.gather(heir, return_exceptions=True)
 
 
 async def test_the_message_of_a_killed_worker_returns_when_its_lease_ends(

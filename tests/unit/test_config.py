@@ -20,6 +20,7 @@ def test_the_defaults() -> None:
     assert config.on_success == "delete"
     assert config.dead_letter == "queue"
     assert config.max_lease == timedelta(hours=12)
+    assert config.claim_check_over is None
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,8 @@ def test_the_defaults() -> None:
         ("with_dead_letter", "dead_letter", None, None),
         ("with_max_lease", "max_lease", 60, timedelta(minutes=1)),
         ("with_max_lease", "max_lease", None, None),
+        ("with_claim_check_over", "claim_check_over", 8000, 8000),
+        ("with_claim_check_over", "claim_check_over", None, None),
     ],
 )
 def test_with_methods_return_a_copy_with_one_change(
@@ -228,3 +231,9 @@ def test_the_longest_name_leaves_room_for_the_dead_letter_queue() -> None:
 def test_names_that_postgresql_would_make_something_else_of_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="queue name"):
         Config(name)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, 1.5, "8 kB", True])
+def test_a_bound_of_large_payloads_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="claim_check_over must be"):
+        Config("emails", claim_check_over=value)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apalis_pgmq import TaskId
+from apalis_pgmq import Attempt, TaskId
 from apalis_pgmq.delivery import Claim
 from apalis_pgmq.delivery._inbox import Demand, Inbox
 
@@ -15,7 +15,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def claims(*ids: int) -> list[Claim]:
-    return [Claim(TaskId(one), 1, NOW, 0.0, "{}", None, NOW) for one in ids]
+    return [Claim(TaskId(one), Attempt(1), NOW, 0.0, "{}", None, NOW) for one in ids]
 
 
 async def turns(count: int = 5) -> None:
@@ -25,11 +25,11 @@ async def turns(count: int = 5) -> None:
 
 async def take(inbox: Inbox) -> int | None:
     """Wait as a handler does; None once the inbox is closed."""
-    while (claim := inbox.take()) is None:
+    while not inbox.claims:
         if inbox.closed:
             return None
         await inbox.arrival()
-    return claim.id
+    return inbox.claims.popleft().id
 
 
 async def test_first_in_first_out() -> None:
@@ -37,9 +37,9 @@ async def test_first_in_first_out() -> None:
     inbox.put(claims(1, 2))
     inbox.put(claims(3))
 
-    assert len(inbox) == 3
+    assert len(inbox.claims) == 3
     assert [await take(inbox) for _ in range(3)] == [1, 2, 3]
-    assert inbox.take() is None
+    assert not inbox.claims
 
 
 async def test_as_many_takers_wake_as_claims_came() -> None:
@@ -132,7 +132,7 @@ def test_no_claim_waits_while_a_taker_does(steps: list[str]) -> None:
         await turns(10)
 
         waits = any(not taker.done() for taker in takers)
-        assert not (len(inbox) and waits)
+        assert not (len(inbox.claims) and waits)
         left = inbox.close()
         results = await asyncio.gather(*takers, return_exceptions=True)
         taken = [result for result in results if isinstance(result, int)]
@@ -155,8 +155,8 @@ def test_a_fresh_demand_fills_every_handler() -> None:
 
 def test_demand_asks_for_what_is_free() -> None:
     demand = Demand(3, Clock())
-    demand.take()
-    demand.take()
+    demand.took()
+    demand.took()
 
     assert demand.limit(buffered=0, held=2) == 1
     demand.running -= 1
@@ -171,13 +171,13 @@ def test_slow_handlers_hold_nothing_in_reserve() -> None:
     clock = Clock()
     demand = Demand(1, clock)
     for _ in range(5):
-        demand.take()
+        demand.took()
         demand.running -= 1
         clock.now += 10
         demand.claimed(0, 0)
 
     assert demand.limit(buffered=0, held=0) == 1
-    demand.take()
+    demand.took()
     assert demand.limit(buffered=0, held=1) == 0
 
 
@@ -185,7 +185,7 @@ def test_fast_handlers_get_large_batches() -> None:
     clock = Clock()
     demand = Demand(1, clock)
     for _ in range(500):
-        demand.take()
+        demand.took()
         demand.running -= 1
     clock.now += 0.1
     demand.claimed(0, 0)
@@ -199,7 +199,7 @@ def test_large_messages_are_not_held_in_reserve() -> None:
     clock = Clock()
     demand = Demand(1, clock)
     for _ in range(500):
-        demand.take()
+        demand.took()
         demand.running -= 1
     clock.now += 0.1
     demand.claimed(10, 10 * 4 * 1024 * 1024)
@@ -208,7 +208,7 @@ def test_large_messages_are_not_held_in_reserve() -> None:
 
     for _ in range(100):
         for _ in range(500):
-            demand.take()
+            demand.took()
             demand.running -= 1
         clock.now += 0.1
         demand.claimed(10, 1000)

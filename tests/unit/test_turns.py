@@ -141,7 +141,7 @@ def test_the_proof_that_all_was_taken_cancels(clock: Clock) -> None:
     one = One(1)
     for number in ("7", "9", "12"):
         one.turn.announced(number)
-    one.turn.told(f"{DRAINED}9:15:10,11")
+    one.turn.told(f"{DRAINED}- 9:15:10,11")
     assert not one.woken  # 9 is below xmax and not running: visible
     assert clock.is_quiet
     clock.go(10)
@@ -155,12 +155,12 @@ def test_no_proof_cancels_nothing(clock: Clock, snapshot: str) -> None:
     one = One(1)
     for number in ("7", "9", "12"):
         one.turn.announced(number)
-    one.turn.told(DRAINED + snapshot)
+    one.turn.told(f"{DRAINED}- {snapshot}")
     clock.go(STEP)
     assert one.woken == 1
 
 
-@pytest.mark.parametrize("text", ["", "9:15:", "drained", "hers", "DRAINED 100:100:"])
+@pytest.mark.parametrize("text", ["", "9:15:", "drained", "hers", "DRAINED - 100:100:", "drained 100:100:"])
 def test_other_talk_cancels_nothing(clock: Clock, text: str) -> None:
     one = One(1)
     one.turn.announced("7")
@@ -180,7 +180,7 @@ def test_an_announcement_without_a_number_is_never_cancelled(
     one.turn.announced(payload)
     if number_comes == "after":
         one.turn.announced("7")
-    one.turn.told(f"{DRAINED}100:100:")
+    one.turn.told(f"{DRAINED}- 100:100:")
     clock.go(STEP)
     assert one.woken == 1
 
@@ -192,7 +192,7 @@ def test_more_announcements_than_are_kept_are_never_cancelled(
     one = One(1)
     for number in range(4):
         one.turn.announced(str(number))
-    one.turn.told(f"{DRAINED}100:100:")
+    one.turn.told(f"{DRAINED}- 100:100:")
     clock.go(STEP)
     assert one.woken == 1
 
@@ -203,15 +203,15 @@ def test_each_round_of_announcements_is_proven_anew(clock: Clock) -> None:
     clock.go(STEP)
     assert one.woken == 1
     one.turn.announced("200")
-    one.turn.told(f"{DRAINED}300:300:")
+    one.turn.told(f"{DRAINED}- 300:300:")
     clock.go(10)
     assert one.woken == 1
     one.turn.announced("400")
-    one.turn.told(f"{DRAINED}300:300:")
+    one.turn.told(f"{DRAINED}- 300:300:")
     clock.go(STEP)
     assert one.woken == 2
     one.turn.announced("250")
-    one.turn.told(f"{DRAINED}300:300:")
+    one.turn.told(f"{DRAINED}- 300:300:")
     clock.go(10)
     assert one.woken == 2
 
@@ -240,14 +240,45 @@ def test_who_has_its_hands_full_has_the_next_one_look(clock: Clock) -> None:
     clock.go(STEP)
     assert one.woken == 1
     one.turn.told(f"{LOOK}9")
-    one.turn.told(f"{DRAINED}10:10:")
+    one.turn.told(f"{DRAINED}- 10:10:")
     clock.go(10)
     assert one.woken == 1
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_each_looks_a_little_after_a_message_is_due_of_which_it_was_told(clock: Clock, rank: int) -> None:
+    one = One(rank)
+    one.turn.told(f"{DRAINED}7.5 10:10:")
+    clock.go(7.5 + rank * STEP)
+    assert not one.woken
+    clock.go(STEP)
+    assert one.woken == 1
+    assert clock.is_quiet
+
+
+@pytest.mark.parametrize("newer", ["-", "20.25"])
+def test_what_is_told_later_counts(clock: Clock, newer: str) -> None:
+    one = One(1)
+    one.turn.told(f"{DRAINED}7.5 10:10:")
+    clock.go(7.5)
+    one.turn.told(f"{DRAINED}{newer} 11:11:")
+    clock.go(10)
+    assert not one.woken
+    clock.go(30)
+    assert one.woken == (newer != "-")
+
+
+@pytest.mark.parametrize("due", ["", "nan", "inf", "-1", "1e3", "12345", "x"])
+def test_what_is_no_time_is_not_waited_for(clock: Clock, due: str) -> None:
+    one = One(1)
+    one.turn.told(f"{DRAINED}{due} 10:10:")
+    assert clock.is_quiet
 
 
 def test_close_wakes_nobody(clock: Clock) -> None:
     one = One(1)
     one.turn.announced("7")
+    one.turn.told(f"{DRAINED}1 5:5:")
     one.turn.close()
     assert clock.is_quiet
     clock.go(10)

@@ -35,10 +35,13 @@ class JsonCodec(Generic[T]):
     def __init__(self, message_type: Any) -> None: ...
     def __init__(self, message_type: Any) -> None:
         try:
-            self._adapter: TypeAdapter[T] = TypeAdapter(message_type)
-            self._adapter.rebuild(raise_errors=True)
+            adapter: TypeAdapter[T] = TypeAdapter(message_type)
+            adapter.rebuild(raise_errors=True)
         except (PydanticUserError, NameError) as error:
             raise ConfigError(f"{message_type!r} cannot be a message type: {error}") from error
+        # What the adapter's methods call; they are looked up once, not for each message.
+        self._validate = adapter.validator.validate_json
+        self._dump = adapter.serializer.to_json
         self._class = message_type if _has_fields(message_type) else None
 
     def encode(self, message: T) -> str:
@@ -52,9 +55,7 @@ class JsonCodec(Generic[T]):
         try:
             # By alias and round-trip, so that `decode` reads what this writes. Warnings are pydantic's
             # way to say that a value is of another type than its field: here that is an error.
-            payload = self._adapter.dump_json(
-                message, by_alias=True, round_trip=True, warnings="error"
-            ).decode()
+            payload = self._dump(message, by_alias=True, round_trip=True, warnings="error").decode()
         except (PydanticSerializationError, UnicodeError) as error:
             # Pydantic's text may show values, which may be secret.
             text = str(error)
@@ -63,7 +64,7 @@ class JsonCodec(Generic[T]):
         # The serializer takes anything for a type without fields of its own, and writes NaN as null.
         if self._class is None or "null" in payload:
             try:
-                self._adapter.validate_json(payload)
+                self._validate(payload)
             except ValidationError as error:
                 raise EncodeError(f"cannot encode {type(message).__name__}: {_explain(error)}") from None
         return payload
@@ -76,7 +77,7 @@ class JsonCodec(Generic[T]):
                 never shows values.
         """
         try:
-            return self._adapter.validate_json(payload)
+            return self._validate(payload)  # type: ignore[no-any-return]
         except ValidationError as error:
             raise DecodeError(_explain(error)) from None
 

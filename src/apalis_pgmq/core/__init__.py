@@ -9,7 +9,20 @@ from ._backend import (
     SupportsSetup,
     SupportsTransactions,
 )
-from ._codec import Codec
+from ._codec import (
+    AES_256_GCM_HKDF,
+    CLAIM_CHECK,
+    CONTENT_ENCODING,
+    CONTENT_HEADERS,
+    ENCRYPTION_KEY,
+    GZIP,
+    ZSTD,
+    AnyCodec,
+    Codec,
+    HeaderCodec,
+    encodings_of,
+    unknown_encoding,
+)
 from ._config import Config, DeadLetterTarget, OnSuccess, checked_payload
 from ._dead_letters import (
     DeadLetter,
@@ -54,9 +67,17 @@ from ._events import (
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
+    "AES_256_GCM_HKDF",
+    "CLAIM_CHECK",
+    "CONTENT_ENCODING",
+    "CONTENT_HEADERS",
     "DEDUP_HEADER",
+    "ENCRYPTION_KEY",
+    "GZIP",
     "LONGEST",
+    "ZSTD",
     "AbortError",
+    "AnyCodec",
     "ApalisError",
     "Attempt",
     "Backend",
@@ -79,6 +100,7 @@ __all__ = [
     "EventListener",
     "Failed",
     "HandlerError",
+    "HeaderCodec",
     "Idle",
     "LeaseLost",
     "LeaseLostError",
@@ -100,9 +122,11 @@ __all__ = [
     "checked_payload",
     "dead_letter_headers",
     "duration",
+    "encodings_of",
     "error_text",
     "headers_of",
     "redriven_headers",
     "require_dead_letter_queue",
+    "unknown_encoding",
     "whole_number",
 ]

@@ -60,6 +60,10 @@ class Consumer(Protocol[T_co]):
 
     async def __anext__(self) -> Task[T_co]: ...
 
+    def take(self) -> Task[T_co] | None:
+        """Return the next task if there is one to be had without waiting, and None otherwise."""
+        ...
+
     def ack(self, task: Task[Any]) -> bool:
         """Settle a handled task: its message is deleted or archived."""
         ...

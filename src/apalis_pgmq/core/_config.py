@@ -25,6 +25,8 @@ _REFUSED = re.compile(r"\$|;|--|'|\x00")
 _LONGEST_IDENTIFIER: Final = 63
 _MAX_RETRIES: Final = 1_000_000
 _MEBIBYTE: Final = 1024 * 1024
+_MOST_BYTES: Final = 2**31 - 1
+"""More than PostgreSQL stores in one value."""
 _LONGEST_CHARACTER: Final = 4
 """Bytes of a character in UTF-8, at most."""
 
@@ -52,6 +54,11 @@ class Config:
         max_lease: how long a worker may hold one message, lease extensions included; the default is 12 h
             (SQS's bound), None is without bound, less than the visibility timeout counts as that. A handler
             that hangs for longer is cancelled, and its message delivered again.
+        max_payload: the most bytes of JSON that a message may have to be sent; the default is 1 MiB, None is
+            without bound.
+        claim_check_over: payloads of more bytes of JSON than that are kept in a table of their own, and come
+            back from there before they are decoded; None, the default, keeps all in the queue. Workers need it
+            before producers have it. In memory it changes nothing.
 
     Raises:
         ConfigError: a value that cannot work; the text says what is allowed.
@@ -65,6 +72,7 @@ class Config:
     dead_letter: DeadLetterTarget
     max_lease: timedelta | None
     max_payload: int | None
+    claim_check_over: int | None
 
     def __init__(
         self,
@@ -77,6 +85,7 @@ class Config:
         dead_letter: DeadLetterTarget = "queue",
         max_lease: Duration | None = timedelta(hours=12),
         max_payload: int | None = _MEBIBYTE,
+        claim_check_over: int | None = None,
     ) -> None:
         checked: dict[str, Any] = {
             "queue": _queue_name(queue, has_dead_letter_queue=dead_letter == "queue"),
@@ -95,7 +104,8 @@ class Config:
             "max_retries": _retries(max_retries),
             "on_success": _on_success(on_success),
             "dead_letter": _dead_letter(dead_letter),
-            "max_payload": _max_payload(max_payload),
+            "max_payload": _bytes("max_payload", max_payload),
+            "claim_check_over": _bytes("claim_check_over", claim_check_over),
         }
         checked["max_lease"] = None if max_lease is None else duration("max_lease", max_lease)
         for name, value in checked.items():
@@ -138,6 +148,10 @@ class Config:
     def with_max_payload(self, max_payload: int | None) -> Config:
         """Return a copy with another bound on what is sent (bytes of JSON)."""
         return self._with(max_payload=max_payload)
+
+    def with_claim_check_over(self, claim_check_over: int | None) -> Config:
+        """Return a copy that keeps payloads of more bytes of JSON in a table of their own."""
+        return self._with(claim_check_over=claim_check_over)
 
     def _with(self, **changes: Any) -> Config:
         return replace(self, **changes)
@@ -202,14 +216,14 @@ def _retries(max_retries: object) -> int:
     return max_retries
 
 
-def _max_payload(max_payload: object) -> int | None:
-    if max_payload is None:
+def _bytes(name: str, value: object) -> int | None:
+    if value is None:
         return None
-    if isinstance(max_payload, bool) or not isinstance(max_payload, int):
-        raise ConfigError(f"max_payload must be a whole number of bytes or None, not {max_payload!r}")
-    if max_payload < 1:
-        raise ConfigError(f"max_payload must be at least 1 byte, not {max_payload}")
-    return max_payload
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number of bytes or None, not {value!r}")
+    if not 1 <= value <= _MOST_BYTES:
+        raise ConfigError(f"{name} must be from 1 to {_MOST_BYTES:,} bytes, not {value}")
+    return value
 
 
 def _on_success(on_success: object) -> OnSuccess:

@@ -1,7 +1,8 @@
 """Claiming, leasing and settling messages, for any store. Standard library only."""
 
-from ._backend import QueueBackend, encode_headers
+from ._backend import QueueBackend
 from ._consumer import QueueConsumer
+from ._encoding import encode_headers, encoder
 from ._outage import Backoff
 from ._store import Burial, Claim, Claimed, GiveBack, Store
 
@@ -15,4 +16,5 @@ __all__ = [
     "QueueConsumer",
     "Store",
     "encode_headers",
+    "encoder",
 ]

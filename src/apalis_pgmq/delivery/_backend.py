@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from apalis_pgmq.core import EncodeError, checked_payload
-
 from ._consumer import QueueConsumer
+from ._encoding import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from apalis_pgmq.core import Codec, Config, Event, TaskId
+    from apalis_pgmq.core import AnyCodec, Config, Event, TaskId
 
     from ._store import Store
 
@@ -32,10 +30,11 @@ class QueueBackend(ABC, Generic[T]):
         codec: how messages become JSON.
     """
 
-    def __init__(self, config: Config, message_type: Any, codec: Codec[T]) -> None:
+    def __init__(self, config: Config, message_type: Any, codec: AnyCodec[T]) -> None:
         self._config = config
         self._message_type = message_type
         self._codec = codec
+        self._bare = encoder(codec, config, None)
         self._consumers: weakref.WeakSet[QueueConsumer[T]] = weakref.WeakSet()
 
     @property
@@ -88,24 +87,10 @@ class QueueBackend(ABC, Generic[T]):
     def _store(self) -> Store:
         """Return the queue as a store, for one consumer."""
 
-    def _encode(self, message: T) -> str:
-        return checked_payload(self._codec.encode(message), self._config)
+    def _encoder(self, headers: Mapping[str, object] | None) -> Callable[[T], tuple[str, str | None]]:
+        return self._bare if headers is None else encoder(self._codec, self._config, headers)
 
     def _poke(self) -> None:
         """Have the workers of this process look now rather than at their next poll."""
         for consumer in self._consumers:
             consumer.poke()
-
-
-def encode_headers(headers: Mapping[str, object] | None) -> str | None:
-    """Return headers as JSON text, or None for none.
-
-    Raises:
-        EncodeError: they have no JSON form.
-    """
-    if headers is None:
-        return None
-    try:
-        return json.dumps(dict(headers), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise EncodeError(f"the headers have no JSON form: {error}") from error

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from apalis_pgmq.core import (
     LONGEST,
-    Attempt,
     BackendUnavailableError,
     ConfigError,
     Consumer,
@@ -21,6 +20,7 @@ from apalis_pgmq.core import (
     headers_of,
 )
 
+from ._encoding import decoders
 from ._fetcher import Fetcher
 from ._inbox import Demand, Inbox
 from ._keeper import LeaseKeeper
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Config, Event, TaskId
+    from apalis_pgmq.core import AnyCodec, Config, Event, TaskId
 
     from ._store import Claim, Store
 
@@ -49,7 +49,7 @@ class QueueConsumer(Consumer[T]):
 
     Args:
         store: where messages are claimed and settled; the consumer opens and closes it.
-        codec: decodes payloads.
+        codec: decodes payloads, by their headers where it is one that does.
         config: the queue's settings.
         worker: who claims, for events, logs and dead-letter headers.
         capacity: how many tasks are worked at the same time, at most.
@@ -63,7 +63,7 @@ class QueueConsumer(Consumer[T]):
     def __init__(
         self,
         store: Store,
-        codec: Codec[T],
+        codec: AnyCodec[T],
         config: Config,
         *,
         worker: str,
@@ -74,7 +74,7 @@ class QueueConsumer(Consumer[T]):
         if capacity < 1:
             raise ConfigError(f"capacity must be at least 1, not {capacity}")
         self._store = store
-        self._decode = codec.decode
+        self._decode, self._decode_by = decoders(codec)
         self._config = config
         self._worker = worker
         self._reports = Reports(worker, config, on_event)
@@ -164,19 +164,25 @@ class QueueConsumer(Consumer[T]):
 
     async def __anext__(self) -> Task[T]:
         while True:
-            claim = self._inbox.take()
-            if claim is not None:
-                if len(self._inbox) <= self._demand.low_water:
-                    self._fetcher.has_room()
-                if (task := self._open_claim(claim)) is not None:
-                    self._demand.take()
-                    return task
-                continue
+            if (task := self.take()) is not None:
+                return task
             if self._failure is not None:
                 raise self._failure
             if self._inbox.closed:
                 raise StopAsyncIteration
             await self._inbox.arrival()
+
+    def take(self) -> Task[T] | None:
+        """Return the next task if there is one to be had without waiting."""
+        claims = self._inbox.claims
+        while claims:
+            claim = claims.popleft()
+            if self._fetcher.is_full and len(claims) <= self._demand.low_water:
+                self._fetcher.has_room()
+            if (task := self._open_claim(claim)) is not None:
+                self._demand.took()
+                return task
+        return None
 
     def ack(self, task: Task[Any]) -> bool:
         """Settle a handled task: its message is deleted or archived."""
@@ -191,7 +197,7 @@ class QueueConsumer(Consumer[T]):
             return False
         if after is None:
             # Nothing to write: the lease is just not extended any more.
-            self._settled(claim)
+            self._settled((claim,))
         else:
             self._return(claim, min(max(after, _NO_DELAY), LONGEST), refund=0)
         return True
@@ -239,7 +245,7 @@ class QueueConsumer(Consumer[T]):
             raise
         for claim in claims:
             self._decide(claim)
-            self._settled(claim)
+        self._settled(claims)
 
     def holds(self, task: Task[Any]) -> bool:
         """Tell whether a task that was taken is still ours to settle."""
@@ -305,24 +311,27 @@ class QueueConsumer(Consumer[T]):
 
     def _receive(self, claims: Sequence[Claim]) -> None:
         self._is_idle = False
-        now = time.monotonic()
-        claims = [claim for claim in claims if not self._is_held_already(claim)]
+        let_go_at = time.monotonic() + self._max_lease
+        new = []
         for claim in claims:
+            if claim.id in self._held and self._is_held_already(claim):
+                continue
             self._held[claim.id] = claim
-            claim.let_go_at = now + self._max_lease
+            claim.let_go_at = let_go_at
+            new.append(claim)
         if self._stopping:
-            for claim in claims:
+            for claim in new:
                 self._give_back(claim, _NO_DELAY, refund=1)
         else:
-            self._inbox.put(claims)
+            self._inbox.put(new)
 
     def _is_held_already(self, claim: Claim) -> bool:
         """Tell whether it was ourselves who held the message, and nobody between us and us.
 
         That is so after an outage in which our leases ran out. What runs goes on, under the new claim.
         """
-        held = self._held.get(claim.id)
-        if held is None or held.returning:
+        held = self._held[claim.id]
+        if held.returning:
             return False
         if claim.read_ct == held.read_ct + 1:
             held.read_ct, held.vt, held.unsure_vts = claim.read_ct, claim.vt, ()
@@ -350,7 +359,8 @@ class QueueConsumer(Consumer[T]):
             self._discard(claim, DeadLetterReason.DELIVERIES_EXHAUSTED, None)
             return None
         try:
-            args = self._decode("null" if claim.payload is None else claim.payload)
+            payload = "null" if claim.payload is None else claim.payload
+            args = self._decode(payload) if claim.headers is None else self._decode_by(payload, claim.headers)
         except Exception as error:  # noqa: BLE001 - validators are the user's code: one message's fault
             self._discard(claim, DeadLetterReason.UNDECODABLE, error)
             return None
@@ -359,7 +369,7 @@ class QueueConsumer(Consumer[T]):
         claim.task = task = Task(
             args,
             claim.id,
-            Attempt(claim.read_ct),
+            claim.read_ct,
             {} if claim.headers is None else headers_of(claim.headers),
             claim.enqueued_at,
             claim.vt,
@@ -373,7 +383,9 @@ class QueueConsumer(Consumer[T]):
         # Not the same task: the message was lost, and has since been claimed again by ourselves.
         if claim is None or claim.task is not task or claim.settled:
             return None
-        self._decide(claim)
+        claim.settled = True
+        claim.task = None
+        self._freed()
         return claim
 
     def _give_back(self, claim: Claim, delay: timedelta, *, refund: int) -> None:
@@ -392,12 +404,20 @@ class QueueConsumer(Consumer[T]):
         claim.settled = True
         if claim.task is not None:
             claim.task = None
-            self._demand.running -= 1
+            self._freed()
+
+    def _freed(self) -> None:
+        """A handler is free for another message."""
+        self._demand.running -= 1
+        if self._fetcher.is_full:
             self._fetcher.has_room()
 
-    def _settled(self, claim: Claim) -> None:
-        if self._held.get(claim.id) is claim:
-            del self._held[claim.id]
+    def _settled(self, claims: Sequence[Claim]) -> None:
+        held = self._held
+        for claim in claims:
+            if held.get(claim.id) is claim:
+                del held[claim.id]
+        if self._fetcher.is_full:
             self._fetcher.has_room()
 
     def _lose(self, claim: Claim, *, tell: bool = True) -> None:

@@ -23,6 +23,9 @@ class Fetcher:
     It asks again at once as long as messages come; otherwise when the store said that it is time, or when
     poked.
 
+    Attributes:
+        is_full: whether it waits for handlers to take or settle messages.
+
     Args:
         store: where to claim.
         inbox: where claims go, for the question of how many are waiting.
@@ -52,6 +55,7 @@ class Fetcher:
         self._on_empty = on_empty
         self._outage = outage
         self._stopping = False
+        self.is_full = False
         self._room = asyncio.Event()
         self._poked = asyncio.Event()
 
@@ -60,7 +64,7 @@ class Fetcher:
         self._poked.set()
 
     def has_room(self) -> None:
-        """Reckon again whether to claim, after messages were taken or settled."""
+        """Reckon again whether to claim, after messages were taken or settled; of use only while `is_full`."""
         self._room.set()
 
     def stop(self) -> None:
@@ -73,10 +77,12 @@ class Fetcher:
         """Claim until stopped."""
         backoff = Backoff()
         while not self._stopping:
-            limit = self._demand.limit(len(self._inbox), self._held())
+            limit = self._demand.limit(len(self._inbox.claims), self._held())
             if not limit:
                 self._room.clear()
+                self.is_full = True
                 await self._room.wait()
+                self.is_full = False
                 continue
             # Cleared before asking: what is sent while we ask is not missed.
             self._poked.clear()

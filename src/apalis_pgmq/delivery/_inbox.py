@@ -26,29 +26,27 @@ _MOST_UNSTORED: Final = 4000
 
 
 class Inbox:
-    """A queue of claims with one producer, the fetcher, and many takers, the handlers."""
+    """A queue of claims with one producer, the fetcher, and many takers, the handlers.
+
+    Attributes:
+        claims: what is there to take, oldest first.
+        closed: whether nothing will come any more.
+    """
 
     def __init__(self) -> None:
-        self._claims: deque[Claim] = deque()
+        self.claims: deque[Claim] = deque()
         self._takers: deque[asyncio.Future[None]] = deque()
         self.closed = False
 
-    def __len__(self) -> int:
-        return len(self._claims)
-
     def put(self, claims: Iterable[Claim]) -> None:
         """Add claims and wake as many waiting takers."""
-        before = len(self._claims)
-        self._claims.extend(claims)
-        self._wake(len(self._claims) - before)
-
-    def take(self) -> Claim | None:
-        """Return the oldest claim, or None if there is none."""
-        return self._claims.popleft() if self._claims else None
+        before = len(self.claims)
+        self.claims.extend(claims)
+        self._wake(len(self.claims) - before)
 
     async def arrival(self) -> None:
         """Wait until there may be a claim to take, or the inbox is closed."""
-        if self._claims or self.closed:
+        if self.claims or self.closed:
             return
         taker = asyncio.get_running_loop().create_future()
         self._takers.append(taker)
@@ -67,8 +65,8 @@ class Inbox:
     def close(self) -> list[Claim]:
         """End the waiting of every taker; return what nobody took."""
         self.closed = True
-        left = list(self._claims)
-        self._claims.clear()
+        left = list(self.claims)
+        self.claims.clear()
         self._wake(len(self._takers))
         return left
 
@@ -110,7 +108,7 @@ class Demand:
         """Return how many of the handlers are at work, as a share."""
         return min(self.running / self.capacity, 1.0) if self.capacity > 0 else 1.0
 
-    def take(self) -> None:
+    def took(self) -> None:
         """Count a message that a handler took."""
         self._taken += 1
         self.running += 1

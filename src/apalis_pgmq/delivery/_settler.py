@@ -33,7 +33,7 @@ class Settler:
     Args:
         store: where to settle.
         worker: who settles, for the dead-letter headers.
-        settled: is given each claim that was settled.
+        settled: is given the claims that were settled.
         lose: is given each claim that was not ours any more.
         buried: is given each message that was dead-lettered.
         outage: shared by the parts of a consumer.
@@ -44,7 +44,7 @@ class Settler:
         store: Store,
         *,
         worker: str,
-        settled: Callable[[Claim], None],
+        settled: Callable[[Sequence[Claim]], None],
         lose: Callable[[Claim], None],
         buried: Callable[[Burial], None],
         outage: Outage,
@@ -134,8 +134,7 @@ class Settler:
                 error,
                 extra={"worker": self._worker, "ids": [claim.id for claim in claims[:10]]},
             )
-            for claim in claims:
-                self._settled(claim)
+            self._settled(claims)
             return
         self._close(claims, done)
         for burial in burials:
@@ -179,11 +178,9 @@ class Settler:
 
     def _close(self, claims: Sequence[Claim], done: AbstractSet[TaskId]) -> None:
         if len(done) == len(claims):
-            for claim in claims:
-                self._settled(claim)
+            self._settled(claims)
             return
+        self._settled([claim for claim in claims if claim.id in done])
         for claim in claims:
-            if claim.id in done:
-                self._settled(claim)
-            else:
+            if claim.id not in done:
                 self._lose(claim)

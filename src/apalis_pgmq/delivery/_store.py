@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from datetime import datetime, timedelta
 
-    from apalis_pgmq.core import DeadLetterReason, Task, TaskId
+    from apalis_pgmq.core import Attempt, DeadLetterReason, Task, TaskId
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +37,7 @@ class Claim:
     """
 
     id: TaskId
-    read_ct: int
+    read_ct: Attempt
     vt: datetime
     expires: float
     payload: str | None

@@ -20,7 +20,7 @@ from apalis_pgmq.core import (
     require_dead_letter_queue,
     whole_number,
 )
-from apalis_pgmq.delivery import QueueBackend, encode_headers
+from apalis_pgmq.delivery import QueueBackend
 
 from ._store import MemoryQueue, MemoryStore, Message
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Duration, TaskId
+    from apalis_pgmq.core import AnyCodec, Duration, TaskId
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ class MemoryBackend(QueueBackend[T]):
     Args:
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages.
-        codec: how messages become JSON; a `JsonCodec` of the message type by default. Messages are
-            encoded and decoded here too, so that a test finds what would not survive the way.
+        codec: how messages become JSON; a `JsonCodec` of the message type by default. A `LayeredCodec`
+            compresses or encrypts them as well. Messages are encoded and decoded here too, so that a test finds what would not survive the way.
 
     Raises:
         ConfigError: a setting that cannot work.
@@ -51,14 +51,14 @@ class MemoryBackend(QueueBackend[T]):
 
     @overload
     def __init__(
-        self, queue_or_config: str | Config, message_type: type[T], *, codec: Codec[T] | None = ...
+        self, queue_or_config: str | Config, message_type: type[T], *, codec: AnyCodec[T] | None = ...
     ) -> None: ...
     @overload
     def __init__(
-        self, queue_or_config: str | Config, message_type: Any, *, codec: Codec[T] | None = ...
+        self, queue_or_config: str | Config, message_type: Any, *, codec: AnyCodec[T] | None = ...
     ) -> None: ...
     def __init__(
-        self, queue_or_config: str | Config, message_type: Any, *, codec: Codec[T] | None = None
+        self, queue_or_config: str | Config, message_type: Any, *, codec: AnyCodec[T] | None = None
     ) -> None:
         super().__init__(
             Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
@@ -197,15 +197,15 @@ class MemoryBackend(QueueBackend[T]):
         keys: DedupKeys | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
-        payloads = [self._encode(message) for message in messages]
         if keys is None:
-            text = encode_headers(headers)
-            ids = [self._queue.add(payload, text, wait) for payload in payloads]
+            rows = list(map(self._encoder(headers), messages))
+            ids = [self._queue.add(payload, text, wait) for payload, text in rows]
         else:
-            texts = [encode_headers(each) for each in keys.headers(headers)]
+            each = zip(messages, keys.headers(headers), strict=True)
+            rows = [self._encoder(its_headers)(message) for message, its_headers in each]
             ids = [
                 self._queue.add_once(payload, text, wait, key, keys.window)
-                for payload, text, key in zip(payloads, texts, keys.keys, strict=True)
+                for (payload, text), key in zip(rows, keys.keys, strict=True)
             ]
         self._poke()
         return ids

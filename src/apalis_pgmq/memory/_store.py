@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from apalis_pgmq.core import TaskId, dead_letter_headers, headers_of
+from apalis_pgmq.core import Attempt, TaskId, dead_letter_headers, headers_of
 from apalis_pgmq.delivery import Claim, Claimed
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class MemoryStore:
             claims.append(
                 Claim(
                     message.id,
-                    message.read_ct,
+                    Attempt(message.read_ct),
                     message.vt,
                     expires,
                     message.payload,

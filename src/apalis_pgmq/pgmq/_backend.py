@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import Config, DedupKeys, duration
-from apalis_pgmq.delivery import QueueBackend, encode_headers
+from apalis_pgmq.delivery import QueueBackend
 
+from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
 from ._keyed import KeyedSink
@@ -21,12 +22,11 @@ from ._transaction import Transaction, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from datetime import timedelta
     from types import TracebackType
 
     import asyncpg
 
-    from apalis_pgmq.core import Codec, DeadLetter, Duration, Task, TaskId
+    from apalis_pgmq.core import AnyCodec, DeadLetter, Duration, Task, TaskId
     from apalis_pgmq.delivery import QueueConsumer
 
     from ._connect import Connection
@@ -56,7 +56,8 @@ class PgMqBackend(QueueBackend[T]):
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
             ``queue: PgMqBackend[A | B] = PgMqBackend(url, "q", A | B)``.
-        codec: how messages become JSON; a `JsonCodec` of the message type by default.
+        codec: how messages become JSON; a `JsonCodec` of the message type by default. A `LayeredCodec`
+            compresses or encrypts them as well.
         prepared_statements: False behind a pooler that does not keep prepared statements (pgbouncer in
             transaction mode before 1.21); None, the default, turns them off behind any pooler. For a URL;
             a pool is configured by its ``statement_cache_size``.
@@ -72,7 +73,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: type[T],
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
     @overload
@@ -82,7 +83,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: Any,
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
     def __init__(
@@ -91,7 +92,7 @@ class PgMqBackend(QueueBackend[T]):
         queue_or_config: str | Config,
         message_type: Any,
         *,
-        codec: Codec[T] | None = None,
+        codec: AnyCodec[T] | None = None,
         prepared_statements: bool | None = None,
     ) -> None:
         super().__init__(
@@ -182,7 +183,9 @@ class PgMqBackend(QueueBackend[T]):
             PgMqError: the server refused it.
         """
         keys = DedupKeys.of_one(dedup_key, dedup_window)
-        ids = await self._send([self._encode(message)], delay, headers, connection, keys)
+        if keys is not None:
+            return (await self._send_keyed([message], keys, delay, headers, connection))[0]
+        ids = await self._send([self._encoder(headers)(message)], delay, connection)
         return ids[0]
 
     async def push_many(
@@ -215,13 +218,14 @@ class PgMqBackend(QueueBackend[T]):
         keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
         if connection is None and keys is None and len(messages) >= MANY:
             wait = duration("delay", delay, allow_zero=True)
-            payloads = map(self._encode, messages)
-            ids = await self._sink.send_many(payloads, len(messages), encode_headers(headers), wait)
+            ids = await self._sink.send_many(map(self._encoder(headers), messages), len(messages), wait)
             if not wait:
                 self._poke()
             return ids
-        encoded = [self._encode(message) for message in messages]
-        return await self._send(encoded, delay, headers, connection, keys) if encoded else []
+        if keys is not None:
+            return await self._send_keyed(messages, keys, delay, headers, connection) if messages else []
+        encoded = list(map(self._encoder(headers), messages))
+        return await self._send(encoded, delay, connection) if encoded else []
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -302,6 +306,7 @@ class PgMqBackend(QueueBackend[T]):
                         self._config.dead_letter_queue,
                         has_last_read_at=found.has_last_read_at,
                         is_announced=found.is_announced,
+                        bodies=await bodies_of(self._lane, self._config),
                     )
         return self._statements
 
@@ -310,16 +315,16 @@ class PgMqBackend(QueueBackend[T]):
 
     async def _send(
         self,
-        payloads: list[str],
+        encoded: Sequence[tuple[str, str | None]],
         delay: Duration,
-        headers: Mapping[str, object] | None,
         connection: Connection | None,
-        keys: DedupKeys | None,
     ) -> list[TaskId]:
         wait = duration("delay", delay, allow_zero=True)
-        if keys is not None:
-            return await self._send_keyed(payloads, wait, keys, headers, connection)
-        rows = (payloads, [encode_headers(headers)] * len(payloads), [wait] * len(payloads))
+        rows = (
+            [payload for payload, _ in encoded],
+            [headers for _, headers in encoded],
+            [wait] * len(encoded),
+        )
         if connection is not None:
             return await self._sink.send_on(connection, *rows)
         ids = await self._sink.send(*rows)
@@ -329,16 +334,19 @@ class PgMqBackend(QueueBackend[T]):
 
     async def _send_keyed(
         self,
-        payloads: list[str],
-        wait: timedelta,
+        messages: Sequence[T],
         keys: DedupKeys,
+        delay: Duration,
         headers: Mapping[str, object] | None,
         connection: Connection | None,
     ) -> list[TaskId]:
+        wait = duration("delay", delay, allow_zero=True)
+        each = zip(messages, keys.headers(headers), strict=True)
+        encoded = [self._encoder(its_headers)(message) for message, its_headers in each]
         rows = (
-            payloads,
-            [encode_headers(each) for each in keys.headers(headers)],
-            [wait] * len(payloads),
+            [payload for payload, _ in encoded],
+            [text for _, text in encoded],
+            [wait] * len(encoded),
             keys,
         )
         if connection is not None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from apalis_pgmq.core import ApalisError, TaskId
+from apalis_pgmq.core import ApalisError
 from apalis_pgmq.delivery import Claim, Claimed
 
 from ._listener import talk_channel
 from ._sql import HAVE_LOOK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from apalis_pgmq.core import Config
 
     from ._lanes import Lane
@@ -107,29 +110,38 @@ class Claims:
             self._begin = min(self._begin, self._late)
             self._late = None
         rows = await self._lane.fetch(self._statements.claim, limit, self._timeout, self._begin)
-        self._go_on(rows, is_busy=len(rows) >= _MANY)
-        return self._claims(rows, now + self._timeout.total_seconds())
+        expires = now + self._timeout.total_seconds()
+        # RETURNING promises no order.
+        claims = [
+            Claim(message_id, read_ct, row[5], expires, message, headers, enqueued_at)
+            for row in rows
+            for message_id, read_ct, message, headers, enqueued_at in zip(*row[:5], strict=True)
+        ]
+        claims.sort(key=attrgetter("id"))
+        self._go_on(rows, is_busy=len(claims) >= _MANY)
+        return claims
 
     async def _claim_rest(self, limit: int) -> Claimed:
         """Claim where there may be little, from the beginning, and see how long to leave the queue alone."""
         turn = self._subscription.turn
         is_announced = self._subscription.is_announced
         began = monotonic()
-        rows = await self._lane.fetch(
-            self._statements.claim_rest,
-            limit,
-            self._timeout,
-            _EVER,
-            self._outlook if is_announced else self._poll_interval,
-            self._talk if turn.has_company else None,
-            not self._was_full,
-        )
+        sql = self._statements.claim_rest
+        ahead = self._outlook if is_announced else self._poll_interval
+        arguments: list[object] = [limit, self._timeout, _EVER, ahead]
+        if turn.has_company:
+            sql = self._statements.claim_telling
+            arguments += [self._talk, not self._was_full]
+        rows = await self._lane.fetch(sql, *arguments)
         turn.claimed(monotonic() - began)
-        [due] = [row[-1] for row in rows if row[0] is None]
-        rows = [row for row in rows if row[0] is not None]
-        self._was_full = len(rows) == limit
-        self._go_on(rows, is_busy=self._was_full and len(rows) >= _MANY)
-        claims = self._claims(rows, began + self._timeout.total_seconds())
+        due = rows[0]["due"]
+        if rows[0]["msg_id"] is None:
+            rows = []
+        expires = began + self._timeout.total_seconds()
+        claims = [Claim(row[0], row[1], row[2], expires, row[3], row[4], row[5]) for row in rows]
+        claims.sort(key=attrgetter("id"))
+        self._was_full = len(claims) == limit
+        self._go_on(rows, is_busy=self._was_full and len(claims) >= _MANY)
         if self._was_full or (claims and not is_announced):
             return Claimed(claims)
         if claims:
@@ -151,16 +163,11 @@ class Claims:
             if late := await self._lane.fetch(self._statements.late, begin):
                 self._late = late[0][0]
 
-    def _go_on(self, rows: list[Any], *, is_busy: bool) -> None:
+    def _go_on(self, rows: Sequence[Any], *, is_busy: bool) -> None:
         self._claimed_at = monotonic()
         self._is_busy = is_busy
         if not self._is_busy:
             self._begin = _EVER
             return
-        now = rows[0][2] - self._timeout
-        self._begin = min(max(row[6] for row in rows), now - _OVERLAP)
-
-    def _claims(self, rows: list[Any], expires: float) -> list[Claim]:
-        # RETURNING promises no order.
-        rows.sort()
-        return [Claim(TaskId(row[0]), row[1], row[2], expires, row[3], row[4], row[5]) for row in rows]
+        now = rows[0]["vt"] - self._timeout
+        self._begin = min(max(row["since"] for row in rows), now - _OVERLAP)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ._bodies import Bodies
 
 KEYS: Final = "pgmq.apalis_pgmq_dedup"
 """Which keys are taken in which queue until when, and by which message.
@@ -34,7 +37,7 @@ DELETE FROM {KEYS} AS d USING expired AS e WHERE d.queue = e.queue AND d.key = e
 """Deletes up to ``$1`` expired keys, of whatever queue."""
 
 
-def keyed_insert(table: str, announcement: str | None) -> str:
+def keyed_insert(table: str, announcement: str | None, bodies: Bodies) -> str:
     """Return the statement that stores messages unless their keys are taken.
 
     ``$1`` payloads, ``$2`` headers, ``$3`` delays, ``$4`` keys, ``$5`` for how long each is taken. Returns each key
@@ -51,11 +54,13 @@ def keyed_insert(table: str, announcement: str | None) -> str:
     Args:
         table: the queue's, as SQL.
         announcement: what announces the messages, as SQL; None if the queue's trigger does.
+        bodies: where large payloads are; that of a refused message is not stored.
     """
     literal = "'" + table.replace("'", "''") + "'"
+    message, headers = bodies.sent("m.headers")
     is_free = "d.expires_at <= statement_timestamp()"
     return f"""
-        WITH given AS MATERIALIZED (
+        WITH asked AS MATERIALIZED (
             SELECT m.*, (
                 SELECT d.msg_id FROM {KEYS} AS d
                 WHERE d.queue = {literal}::regclass AND d.key = m.key AND NOT {is_free}
@@ -68,7 +73,7 @@ def keyed_insert(table: str, announcement: str | None) -> str:
             ) AS m
         ), fresh AS MATERIALIZED (
             SELECT *, nextval((SELECT pg_get_serial_sequence({literal}, 'msg_id')::regclass)) AS msg_id
-            FROM (SELECT * FROM given WHERE known_id IS NULL ORDER BY position) AS given
+            FROM (SELECT * FROM asked WHERE known_id IS NULL ORDER BY position) AS asked
         ), taken AS (
             INSERT INTO {KEYS} AS d (queue, key, msg_id, expires_at)
             SELECT {literal}::regclass, key, msg_id, statement_timestamp() + lifetime
@@ -77,17 +82,18 @@ def keyed_insert(table: str, announcement: str | None) -> str:
                 msg_id = CASE WHEN {is_free} THEN excluded.msg_id ELSE d.msg_id END,
                 expires_at = CASE WHEN {is_free} THEN excluded.expires_at ELSE d.expires_at END
             RETURNING d.key, d.msg_id
-        ), sent AS (
+        ), won AS MATERIALIZED (
+            SELECT * FROM fresh AS f WHERE (f.msg_id IN (SELECT t.msg_id FROM taken AS t)) IS TRUE
+        ), {bodies.given("won")} sent AS (
             INSERT INTO {table} (msg_id, vt, message, headers) OVERRIDING SYSTEM VALUE
             SELECT
-                f.msg_id,
-                now() + f.delay - (cardinality($1::text[]) - f.position) * interval '1 microsecond',
-                f.message::jsonb, f.headers::jsonb
-            FROM fresh AS f WHERE (f.msg_id IN (SELECT t.msg_id FROM taken AS t)) IS TRUE
-            ORDER BY f.position
+                m.msg_id,
+                now() + m.delay - (cardinality($1::text[]) - m.position) * interval '1 microsecond',
+                {message}, {headers}
+            FROM {"given" if bodies else "won"} AS m ORDER BY m.position
         ), told AS MATERIALIZED (SELECT {announcement or "true"})
         SELECT found.* FROM (
-            SELECT key, known_id AS msg_id FROM given WHERE known_id IS NOT NULL
+            SELECT key, known_id AS msg_id FROM asked WHERE known_id IS NOT NULL
             UNION ALL SELECT key, msg_id FROM taken
         ) AS found, told
     """

@@ -25,6 +25,7 @@ _PLANNING: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
+    "enable_sort": "off",
     "jit": "off",
 }
 # A claim that a crash loses was never made: the message is simply delivered again. So its commit need not wait

@@ -10,6 +10,7 @@ import asyncpg
 
 from apalis_pgmq.core import ConfigError
 
+from ._body_table import sweep
 from ._errors import PgMqError, PgMqQueueMissingError
 from ._keyed import create_keys
 from ._pool import PgMqPool, pool_of
@@ -189,6 +190,22 @@ class PgMqQueues:
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             [row] = await connection.fetch(PURGE_QUEUE, queue)
             return int(row[0])
+
+    async def sweep_bodies(self, queue: str) -> int:
+        """Delete what is left of large payloads whose messages are gone; return how many there were.
+
+        A backend deletes them with their messages. What others delete (``pgmq.delete``, `purge`, old rows of an
+        archive) leaves them behind, unreachable; so run this from time to time where that happens. It looks at the queue,
+        its archive, its dead-letter queue and the archive of that, and takes nothing that one of them refers to.
+
+        Args:
+            queue: the queue's name; it need not be there any more.
+
+        Raises:
+            PgMqError: the server does not answer, or refuses.
+        """
+        async with self._connection(queue) as connection:
+            return await sweep(connection, queue)
 
     async def all(self) -> list[QueueInfo]:
         """Return every queue, dead-letter queues among them, by name; none where there is no PGMQ.

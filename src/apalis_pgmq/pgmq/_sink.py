@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from apalis_pgmq.core import EncodeError, TaskId
+from apalis_pgmq.core import EncodeError
 
 from ._connect import bounded, roll_back
 from ._errors import DRIVER_ERRORS
+from ._store import ids_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from datetime import timedelta
+
+    from apalis_pgmq.core import TaskId
 
     from ._connect import Connection
     from ._lanes import Lane
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
 _LARGEST_STATEMENT: Final = 10_000
 """Messages that are sent by one statement, unless one call alone brings more."""
 _PART: Final = 1000
-"""Messages of one call that are sent by one statement, if it has more: little enough for the event loop, and for the
-socket to take at once."""
+"""The same, of one call that brings many more."""
 _MOST_CHARACTERS: Final = 16 * 1024 * 1024
 """The same for their text."""
+_TURN: Final = 100
+"""Messages that are encoded before the event loop has its turn."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +85,7 @@ class Sink:
         return await parcel.sent
 
     async def send_many(
-        self, payloads: Iterator[str], count: int, headers: str | None, delay: timedelta
+        self, encoded: Iterator[tuple[str, str | None]], count: int, delay: timedelta
     ) -> list[TaskId]:
         """Store many messages durably, all or none; return their ids in the same order.
 
@@ -89,9 +93,8 @@ class Sink:
         between.
 
         Args:
-            payloads: makes them, one by one.
+            encoded: makes their payloads and headers, one by one.
             count: how many there are.
-            headers: the same for all.
             delay: the same for all.
 
         Raises:
@@ -105,16 +108,15 @@ class Sink:
             await bounded(transaction.start())
             under_way: asyncio.Task[list[Any]] | None = None
             try:
-                while part := list(islice(payloads, _PART)):
+                while part := await _encoded(encoded):
                     if under_way is not None:
-                        ids += [TaskId(row[0]) for row in await under_way]
-                    count -= len(part)
+                        ids += ids_of(await under_way)
                     under_way = asyncio.create_task(
-                        bounded(connection.fetch(statements.insert_part, part, headers, delay, count))
+                        bounded(connection.fetch(*_insertion(statements, part), delay, count))
                     )
-                    await asyncio.sleep(0)  # it is on its way before the next ones are encoded
+                    count -= len(part)
                 if under_way is not None:
-                    ids += [TaskId(row[0]) for row in await under_way]
+                    ids += ids_of(await under_way)
                 await bounded(transaction.commit())
             except BaseException:
                 if under_way is not None:
@@ -141,7 +143,7 @@ class Sink:
             rows = await connection.fetch(statements.insert, payloads, headers, delays)
         except DRIVER_ERRORS as error:
             raise self._lane.translate(error) from error
-        return sorted(TaskId(row[0]) for row in rows)
+        return sorted(ids_of(rows))
 
     async def close(self) -> None:
         """Send what is waiting."""
@@ -209,7 +211,32 @@ class Sink:
             [delay for parcel in parcels for delay in parcel.delays],
         )
         # Ids are handed out in the order of insertion; RETURNING promises none.
-        return sorted(TaskId(row[0]) for row in rows)
+        return sorted(ids_of(rows))
+
+
+async def _encoded(encoded: Iterator[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Take as many payloads, with their headers, as a statement is to send.
+
+    Every now and then the event loop has its turn, also to write on what the socket did not take at once of the
+    statement before.
+    """
+    part: list[tuple[str, str | None]] = []
+    characters = 0
+    while len(part) < _PART and characters < _MOST_CHARACTERS and (more := list(islice(encoded, _TURN))):
+        characters += sum(len(payload) for payload, _ in more)
+        part += more
+        await asyncio.sleep(0)
+    return part
+
+
+def _insertion(statements: Statements, part: Sequence[tuple[str, str | None]]) -> tuple[str, str, str | None]:
+    """Return the statement that sends a part, its lines of payloads, and its headers."""
+    # In JSON a line break can only be white space.
+    lines = "\n".join([payload.replace("\n", " ") for payload, _ in part])
+    first = part[0][1]
+    if all(headers is first for _, headers in part):
+        return statements.insert_part, lines, first
+    return statements.insert_part_each, lines, "\n".join([headers or "" for _, headers in part])
 
 
 def _fail(parcels: Sequence[Parcel], error: Exception) -> None:

@@ -16,7 +16,7 @@ from ._errors import PgMqQueueMissingError
 from ._setup import ensure_queue
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from collections.abc import Set as AbstractSet
 
     from apalis_pgmq.core import Config
@@ -180,7 +180,7 @@ class PgMqStore:
 
 
 class Fence:
-    """The arrays that name claims by all that their last writer knows.
+    """The arrays that name claims by all that their last writer knows; see `Statements`.
 
     A claim of which an extension is in doubt is named twice, by the old ``vt`` and by the new one; it can
     match only once.
@@ -191,14 +191,22 @@ class Fence:
     def __init__(self, claims: Sequence[Claim]) -> None:
         self.ids = [claim.id for claim in claims]
         read_cts = [claim.read_ct for claim in claims]
-        vts = [claim.vt for claim in claims]
+        numbers: dict[datetime, int] = {}
+        vt_numbers = [numbers.setdefault(claim.vt, len(numbers) + 1) for claim in claims]
         for claim in claims:
             for vt in claim.unsure_vts:
                 self.ids.append(claim.id)
                 read_cts.append(claim.read_ct)
-                vts.append(vt)
-        self.arrays = (self.ids, read_cts, vts)
+                vt_numbers.append(numbers.setdefault(vt, len(numbers) + 1))
+        self.arrays = (_as_text(self.ids), _as_text(read_cts), _as_text(vt_numbers), list(numbers))
 
 
-def ids_of(rows: Iterable[Sequence[TaskId]]) -> AbstractSet[TaskId]:
-    return {row[0] for row in rows}
+def _as_text(numbers: Sequence[int]) -> str:
+    """Return numbers as an array of PostgreSQL's."""
+    return "{" + str(numbers)[1:-1] + "}"
+
+
+def ids_of(rows: Sequence[Sequence[list[TaskId] | None]]) -> AbstractSet[TaskId]:
+    """Return the ids that a statement says it has touched."""
+    [row] = rows
+    return frozenset(row[0] or ())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 import asyncpg
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, EncodeError, TaskId, duration
-from apalis_pgmq.delivery import encode_headers
+from apalis_pgmq.core import Config, ConfigError, TaskId, duration
+from apalis_pgmq.delivery import encoder
 
 from ._errors import DRIVER_ERRORS, PgMqError, PgMqNotInstalledError, PgMqVersionError
 from ._pool import PgMqPool, pool_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from apalis_pgmq.core import Codec, Duration
+    from apalis_pgmq.core import AnyCodec, Duration
 
     from ._connect import Connection
 
@@ -60,7 +60,7 @@ class PgMqTopic(Generic[T]):
         url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         message_type: type[T],
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         max_payload: int | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
@@ -70,7 +70,7 @@ class PgMqTopic(Generic[T]):
         url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         message_type: Any,
         *,
-        codec: Codec[T] | None = ...,
+        codec: AnyCodec[T] | None = ...,
         max_payload: int | None = ...,
         prepared_statements: bool | None = ...,
     ) -> None: ...
@@ -79,12 +79,12 @@ class PgMqTopic(Generic[T]):
         url_or_pool: str | asyncpg.Pool[Any] | PgMqPool,
         message_type: Any,
         *,
-        codec: Codec[T] | None = None,
+        codec: AnyCodec[T] | None = None,
         max_payload: int | None = _MEBIBYTE,
         prepared_statements: bool | None = None,
     ) -> None:
-        self._codec: Codec[T] = JsonCodec(message_type) if codec is None else codec
-        self._max_payload = Config("topic", max_payload=max_payload).max_payload
+        self._codec: AnyCodec[T] = JsonCodec(message_type) if codec is None else codec
+        self._config = Config("topic", max_payload=max_payload)
         self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
 
     def __repr__(self) -> str:
@@ -167,11 +167,16 @@ class PgMqTopic(Generic[T]):
             ConfigError, EncodeError, PgMqVersionError, PgMqUnavailableError, PgMqError: as `push`.
         """
         wait = duration("delay", delay, allow_zero=True)
-        payloads = [self._encode(message) for message in messages]
-        if not payloads:
+        encode = encoder(self._codec, self._config, {**(headers or {}), _ROUTING_KEY: routing_key})
+        encoded = list(map(encode, messages))
+        if not encoded:
             return {}
-        text = encode_headers({**(headers or {}), _ROUTING_KEY: routing_key})
-        arguments = (routing_key, payloads, [text] * len(payloads), wait)
+        arguments = (
+            routing_key,
+            [payload for payload, _ in encoded],
+            [text for _, text in encoded],
+            wait,
+        )
         lane = self._pool.sending.lane(routing_key)
         with topic_errors():
             if connection is None:
@@ -185,16 +190,6 @@ class PgMqTopic(Generic[T]):
         for queue, message_id in sorted(tuple(row) for row in rows):
             ids.setdefault(queue, []).append(TaskId(message_id))
         return ids
-
-    def _encode(self, message: T) -> str:
-        payload = self._codec.encode(message)
-        limit = self._max_payload
-        if limit is not None and (size := len(payload.encode("utf-8", "surrogatepass"))) > limit:
-            raise EncodeError(
-                f"the message has {size:,} bytes as JSON, and this topic takes at most {limit:,}; "
-                "send a reference to large data, or raise max_payload"
-            )
-        return payload
 
 
 @contextmanager

@@ -245,7 +245,8 @@ class Transactions:
             async with asyncio.timeout(self._config.visibility_timeout.total_seconds()):
                 while True:
                     try:
-                        return not await lane.fetch(statements.present, [claim.id for claim in claims])
+                        rows = await lane.fetch(statements.present, [claim.id for claim in claims])
+                        return not ids_of(rows)
                     except BackendUnavailableError:
                         await asyncio.sleep(backoff.delay())
         except TimeoutError:

@@ -6,6 +6,10 @@ carries the number of the transaction that sent (`pg_current_xact_id`), and whoe
 messages than it asked for tells the snapshot that it saw (`pg_current_snapshot`). If the transaction is
 visible in it, its messages are taken, and the others can stay where they are. Whatever proves nothing, an
 announcement of PGMQ's own say, only makes them answer needlessly.
+
+What nobody announces is when a message falls due that was sent with a delay, or whose lease ends. Whoever claims looks for
+that, and tells it as well: then each of the others looks a little after, in turn, unless it is told something newer
+by then.
 """
 
 from __future__ import annotations
@@ -30,13 +34,15 @@ _MOST_DIGITS: Final = 20
 """Of a transaction's number: it has 64 bits."""
 
 DRAINED: Final = "drained "
-"""Begins what is told by whoever claimed all that was visible; its snapshot follows."""
+"""Begins what is told by whoever claimed all that was visible; in how many seconds the next message is due (``-``: not
+soon) and its snapshot follow."""
 LOOK: Final = "look "
 """Begins what is told by whoever claimed as much as it could; the number of its transaction follows. It may have no
 time any more for what falls due, of which it alone may know."""
 HERE: Final = "here"
 """Is told now and then by all but the first in turn, so that the first knows that it is not alone."""
 
+_SECONDS: Final = re.compile(r"\d{1,3}(\.\d*)?")
 _SNAPSHOT: Final = re.compile(r"(\d+):(\d+):((?:\d+,)*\d+)?")
 
 
@@ -57,6 +63,7 @@ class Turn:
         self._step = _SHORTEST_STEP
         self._pending: set[int] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._when_due: asyncio.TimerHandle | None = None
         self._is_provable = True
         self.rank: int | None = None
 
@@ -88,10 +95,13 @@ class Turn:
             self._company_until = monotonic() + self._company_lasts
         elif text.startswith(LOOK):
             self.announced(text.removeprefix(LOOK))
-        elif text.startswith(DRAINED) and self._timer is not None and self._is_provable:
-            with suppress(ValueError):
-                if all(map(visible_in(text.removeprefix(DRAINED)), self._pending)):
-                    self._forget()
+        elif text.startswith(DRAINED):
+            due, _, snapshot = text.removeprefix(DRAINED).partition(" ")
+            self._expect(due)
+            if self._timer is not None and self._is_provable:
+                with suppress(ValueError):
+                    if all(map(visible_in(snapshot), self._pending)):
+                        self._forget()
 
     def now(self) -> None:
         """Do not wait any longer."""
@@ -101,6 +111,16 @@ class Turn:
     def close(self) -> None:
         """Wake nobody any more."""
         self._forget()
+        self._expect("-")
+
+    def _expect(self, due: str) -> None:
+        """Have a look when a message is due, should whoever told of it be gone by then."""
+        if self._when_due is not None:
+            self._when_due.cancel()
+            self._when_due = None
+        if _SECONDS.fullmatch(due):
+            wait = float(due) + self._step + self._delay()
+            self._when_due = asyncio.get_running_loop().call_later(wait, self.now)
 
     def _forget(self) -> None:
         if self._timer is not None:

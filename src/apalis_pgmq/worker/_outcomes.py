@@ -45,6 +45,9 @@ class WorkerStats:
 class Outcomes:
     """Decides what becomes of tasks, counts, logs and tells listeners.
 
+    Attributes:
+        are_observed: whether there are listeners.
+
     Args:
         worker: the worker's name.
         config: of the queue.
@@ -60,6 +63,7 @@ class Outcomes:
         self._max_retries = config.max_retries
         self._policy = policy
         self._listeners = tuple(listeners)
+        self.are_observed = bool(listeners)
         self._stats = WorkerStats()
 
     @property
@@ -69,7 +73,7 @@ class Outcomes:
 
     def engaged(self, task: Task[Any]) -> None:
         """A handler starts on a task."""
-        if self._listeners:
+        if self.are_observed:
             self.emit(Engaged(worker=self._worker, queue=self._queue, id=task.id, attempt=task.attempt))
 
     def succeeded(
@@ -79,7 +83,7 @@ class Outcomes:
         if not removed and not consumer.ack(task):
             return
         self._stats.succeeded += 1
-        if self._listeners:
+        if self.are_observed:
             self.emit(
                 Succeeded(
                     worker=self._worker,
@@ -120,7 +124,7 @@ class Outcomes:
             # Where it went wrong is worth its lines once, not at every retry.
             exc_info=error if task.attempt == 1 and not asked_for else None,
         )
-        if self._listeners:
+        if self.are_observed:
             self.emit(
                 Failed(
                     worker=self._worker,

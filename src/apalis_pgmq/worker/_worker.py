@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
@@ -31,6 +32,8 @@ logger = logging.getLogger("apalis_pgmq")
 
 _SLICE: Final = 0.002
 """Seconds for which handlers are started one after the other before the event loop has its turn."""
+_STARTS: Final = 50
+"""How many dispatchers, at most, that wait for this go on in one turn of it."""
 
 
 class Batching(NamedTuple):
@@ -114,7 +117,8 @@ class Worker(Generic[T]):
         self._dispatchers = 0
         self._waiting = 0
         self._slice_ends = 0.0
-        self._slice_is_coming = False
+        self._slice_is_new = False
+        self._in_line: deque[asyncio.Future[None]] = deque()
         self._failure: Exception | None = None
         self._gathering: asyncio.Lock
         self._owner: asyncio.Task[Any]
@@ -188,7 +192,7 @@ class Worker(Generic[T]):
         """Work until stopped or paused."""
         error: BaseException | None = None
         self._failure = None
-        self._slice_is_coming = False
+        self._in_line.clear()
         owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
@@ -205,8 +209,7 @@ class Worker(Generic[T]):
             async with self._consumer as consumer:
                 self._outcomes.emit(Started(worker=self.name, queue=self._queue))
                 async with asyncio.TaskGroup() as group:
-                    self._dispatchers = 1
-                    self._waiting = 0
+                    self._dispatchers = self._waiting = 1
                     self._gathering = asyncio.Lock()
                     group.create_task(self._dispatch(consumer, group))
             error = self._failure
@@ -228,17 +231,21 @@ class Worker(Generic[T]):
         """
         me = asyncio.current_task()
         assert me is not None
+        task: Task[Any] | None = None
+        tasks: list[Task[Any]] = []
         while not self._is_cancelled:
             if self._calling.lacks_threads:
+                self._waiting -= 1
                 self._have_another(consumer, group)
                 await self._calling.threads_back(consumer)
-            tasks: list[Task[Any]] = []
-            self._waiting += 1
+                self._waiting += 1
             try:
-                if self._batching is None:
-                    task = await anext(consumer)
-                else:
+                if monotonic() > self._slice_ends:
+                    await self._next_slice()
+                if self._batching is not None:
                     tasks = await self._gather(consumer, self._batching)
+                elif (task := consumer.take()) is None:
+                    task = await anext(consumer)
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - raised again by `_work`, when handlers are done
@@ -248,25 +255,41 @@ class Worker(Generic[T]):
                 self._waiting -= 1
             if not self._waiting:
                 self._have_another(consumer, group)
-            if self._batching is None:
+            if task is not None:
                 await self._handle(consumer, task, me)
             elif tasks:
                 await self._handle_batch(consumer, tasks, me)
-            while monotonic() > self._slice_ends:
-                # Many handlers that end at once do not start on their next messages at once.
-                if not self._slice_is_coming:
-                    self._slice_is_coming = True
-                    asyncio.get_running_loop().call_soon(self._begin_slice)
-                await asyncio.sleep(0)
+            self._waiting += 1
 
-    def _begin_slice(self) -> None:
-        self._slice_is_coming = False
-        self._slice_ends = monotonic() + _SLICE
+    async def _next_slice(self) -> None:
+        """Let others have the event loop, before one more handler is started."""
+        while monotonic() > self._slice_ends:
+            turn = asyncio.get_running_loop().create_future()
+            self._in_line.append(turn)
+            if len(self._in_line) == 1:
+                asyncio.get_running_loop().call_soon(self._next_in_line)
+            await turn
+            if self._slice_is_new:
+                self._slice_is_new = False
+                self._slice_ends = monotonic() + _SLICE
+
+    def _next_in_line(self) -> None:
+        """Have a few dispatchers go on: many handlers that end at once do not start on their next messages at once."""
+        self._slice_is_new = True
+        woken = 0
+        while self._in_line and woken < _STARTS:
+            turn = self._in_line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                woken += 1
+        if self._in_line:
+            asyncio.get_running_loop().call_soon(self._next_in_line)
 
     def _have_another(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
         """Start one more dispatcher, unless there are as many as there may be."""
         if self._dispatchers < self.concurrency:
             self._dispatchers += 1
+            self._waiting += 1  # from now on, though it begins only later
             group.create_task(self._dispatch(consumer, group))
 
     async def _handle(self, consumer: Consumer[Any], task: Task[Any], me: asyncio.Task[Any]) -> None:
@@ -287,10 +310,14 @@ class Worker(Generic[T]):
         except Exception as error:  # noqa: BLE001 - handlers may raise anything
             self._outcomes.failed(consumer, task, error, monotonic() - started)
         else:
-            removed = self._calling.take_removed(task)
+            removed = self._calling.is_transactional and self._calling.take_removed(task)
             self._outcomes.succeeded(consumer, task, result, monotonic() - started, removed=removed)
         finally:
-            await self._let_go(me, [task])
+            if self._running.get(task.id) is me:
+                del self._running[task.id]
+            # Nearly always there is nothing to let go of, and no call to be made for it.
+            if me.cancelling() or self._lost:
+                await self._let_go(me)
 
     async def _handle_batch(
         self, consumer: Consumer[Any], tasks: Sequence[Task[Any]], me: asyncio.Task[Any]
@@ -342,7 +369,7 @@ class Worker(Generic[T]):
             return []
         return tasks
 
-    async def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]]) -> None:
+    async def _let_go(self, me: asyncio.Task[Any], tasks: Sequence[Task[Any]] = ()) -> None:
         """The handler has ended: whatever cancelled it alone does not concern the dispatcher."""
         for task in tasks:
             if self._running.get(task.id) is me:
