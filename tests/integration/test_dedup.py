@@ -283,8 +283,9 @@ async def main(url, queue):
     async with PgMqBackend(url, queue, str) as backend:
         print("ready", flush=True)
         sys.stdin.readline()
-        keys = [f"k{number}" for number in range(200)]
-        print(*await asyncio.gather(*(backend.push(key, dedup_key=key) for key in keys)))
+        for part in range(50):  # so that they meet again and again
+            keys = [f"k{part}-{number}" for number in range(20)]
+            print(*await asyncio.gather(*(backend.push(key, dedup_key=key) for key in keys)))
 
 asyncio.run(main(*sys.argv[1:]))
 """
