@@ -46,6 +46,40 @@ async def preload(
         await connection.close()
 
 
+async def preload_groups(
+    database: Database, groups: int, each: int, *, large: int = 0, ordered: bool
+) -> None:
+    """Put messages of groups into a queue: one of each group, again and again.
+
+    Args:
+        database: where.
+        groups: how many.
+        each: messages of each.
+        large: messages of one more group, all of them before the others.
+        ordered: whether the queue is made ready for being worked in order.
+    """
+    connection = await asyncpg.connect(database.url)
+    try:
+        async with PgMqQueues(database.url) as queues:
+            await queues.create(QUEUE, ordered=ordered)
+        insert = await connection.prepare(
+            f'INSERT INTO pgmq."q_{QUEUE}" (vt, message, headers) '
+            "SELECT clock_timestamp(), m::jsonb, jsonb_build_object('x-pgmq-group', g) "
+            "FROM unnest($1::text[], $2::text[]) AS u (m, g)"
+        )
+        for first in range(0, large, _BATCH):
+            count = min(_BATCH, large - first)
+            await insert.fetch([encoded(first + number) for number in range(count)], ["large"] * count)
+        for _ in range(each):
+            for first in range(0, groups, _BATCH):
+                numbers = range(first, min(first + _BATCH, groups))
+                await insert.fetch(
+                    [encoded(number) for number in numbers], [f"group-{number}" for number in numbers]
+                )
+    finally:
+        await connection.close()
+
+
 async def left_over(database: Database, queue: str = QUEUE) -> int:
     """Return how many messages a queue still has, due or not."""
     connection = await asyncpg.connect(database.url)

@@ -6,7 +6,7 @@ from typing import Final
 
 from benchmarks.bench import Scenario
 
-from . import drain, idle, latency, load, peers, push, scale
+from . import drain, idle, latency, load, ordered, peers, push, scale
 
 SCENARIOS: Final = {
     scenario.name: scenario
@@ -16,6 +16,7 @@ SCENARIOS: Final = {
         Scenario("drain2", "No-op messages through two worker processes", drain.drain2),
         Scenario("cost", "What a message costs the worker and the server", drain.cost),
         Scenario("latency", "From a commit to the start of the handler, worker idle", latency.latency),
+        Scenario("ordered", "Message groups, in order", ordered.ordered),
         Scenario("peers-latency", "From sending to the start of the handler, by others", peers.peers_latency),
         Scenario("delayed", "A queue with many messages that are not due", latency.delayed),
         Scenario("snapshot", "Full load beside an old snapshot", load.snapshot),

@@ -81,6 +81,19 @@ async def test_autovacuum_is_set_only_on_request(cli, pgmq_url, queue, db):
     assert "autovacuum_vacuum_threshold=10000" in await autovacuum(db, queue)
 
 
+async def test_ordered_makes_the_queue_ready_and_leaves_its_dead_letters_as_they_are(
+    cli, pgmq_url, queue, db
+):
+    done = cli("setup", queue, "--url", pgmq_url, "--ordered", "--no-notify")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"queue {queue}: created, ready to be worked in order\n")
+    tables = await db.fetch(
+        "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'apalis_pgmq_freed' "
+        f"AND tgrelid::regclass::text LIKE '%{queue}%'"
+    )
+    assert [row[0] for row in tables] == [f"pgmq.q_{queue}"]
+
+
 async def test_the_table_of_deduplication_is_made_on_request(cli, new_database):
     url = await new_database()
     connection = await asyncpg.connect(url)

@@ -8,6 +8,7 @@ from typing import Final
 from .codecs import CLAIM_CHECKS, LAYERS
 from .dedup import ONCE_BY_KEY
 from .model import Break
+from .ordering import ORDER
 from .outages import STAYS_UP
 from .transactions import EXACTLY_ONCE
 from .wakeups import IDLE_IS_QUIET
@@ -57,7 +58,7 @@ AT_LEAST_ONCE: Final = (
         name="removals-do-not-wait-for-the-disk",
         promise="At least once",
         file="pgmq/_pool.py",
-        old="self.settling = Lanes(self.source, size=size, settings=_PLANNING)",
+        old="self.settling = Lanes(self.source, size=size, settings=_SETTLING)",
         new="self.settling = Lanes(self.source, size=size, settings=_CLAIMING)",
         tests=(_DELIVERY + "test_what_sends_and_what_removes_waits_for_the_disk",),
     ),
@@ -350,6 +351,7 @@ BREAKS: Final = (
     *FENCED,
     *BOUNDED,
     *EXACTLY_ONCE,
+    *ORDER,
     *ONCE_BY_KEY,
     *CLEAN_STOP,
     *IDLE_IS_QUIET,

@@ -207,6 +207,14 @@ def setup(
             help="Whether to have the queue's table vacuumed as soon as 10,000 rows are dead, and without pauses.",
         ),
     ] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option(
+            "--ordered/--not-ordered",
+            help="Whether to give the queue what workers need that work it in order within message groups "
+            "(Config(ordered=True)): two indexes, functions and a trigger.",
+        ),
+    ] = False,
     dedup: Annotated[
         bool,
         typer.Option(
@@ -235,6 +243,7 @@ def setup(
         notify=notify,
         tune=tune,
         dedup=dedup,
+        ordered=ordered,
         unlogged=unlogged,
         partitions=partitions,
     )

@@ -32,6 +32,7 @@ class SetUp:
         notify: whether to have inserts announced.
         tune: whether to set autovacuum.
         dedup: whether to make the table of deduplication.
+        ordered: whether to make the queue ready to be worked in order within groups.
         unlogged: whether the queue is to be unlogged.
         partitions: interval and retention, such as ``10000`` and ``100000``, or ``1d`` and ``7d``.
     """
@@ -41,6 +42,7 @@ class SetUp:
     notify: bool
     tune: bool
     dedup: bool
+    ordered: bool
     unlogged: bool
     partitions: tuple[str, str] | None
 
@@ -53,7 +55,7 @@ def set_up(url: str, wanted: SetUp) -> None:
         ApalisError: the name cannot be a queue's, or the database refuses or does not answer.
     """
     partitions = None if wanted.partitions is None else _partitions(wanted.partitions)
-    config = Config(wanted.queue)
+    config = Config(wanted.queue, ordered=wanted.ordered)
     queues = [config.queue, config.dead_letter_queue] if wanted.dead_letter else [config.queue]
     asyncio.run(_create(url, queues, wanted, partitions))
 
@@ -69,12 +71,15 @@ async def _create(url: str, names: Sequence[str], wanted: SetUp, partitions: Par
                 notify=wanted.notify,
                 tune=wanted.tune,
                 dedup=wanted.dedup,
+                ordered=wanted.ordered and is_its_own,
             )
             done = ["created" if created else "was there already"]
             if wanted.notify:
                 done.append("inserts are announced")
             if wanted.tune:
                 done.append("autovacuum is tuned")
+            if wanted.ordered and is_its_own:
+                done.append("ready to be worked in order")
             typer.echo(f"queue {queue}: {', '.join(done)}")
 
 

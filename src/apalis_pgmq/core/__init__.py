@@ -64,6 +64,7 @@ from ._events import (
     Stopped,
     Succeeded,
 )
+from ._groups import GROUP_HEADER, with_group
 from ._task import Attempt, Task, TaskId
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "CONTENT_HEADERS",
     "DEDUP_HEADER",
     "ENCRYPTION_KEY",
+    "GROUP_HEADER",
     "GZIP",
     "LONGEST",
     "ZSTD",
@@ -129,4 +131,5 @@ __all__ = [
     "require_dead_letter_queue",
     "unknown_encoding",
     "whole_number",
+    "with_group",
 ]

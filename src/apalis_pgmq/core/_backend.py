@@ -140,8 +140,9 @@ class Sink(Protocol[T_contra]):
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
     ) -> TaskId:
-        """Send one message; return its id when it is durably stored."""
+        """Send one message, perhaps of a group; return its id when it is durably stored."""
         ...
 
     async def push_many(
@@ -150,6 +151,7 @@ class Sink(Protocol[T_contra]):
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
+        group: str | None = ...,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order."""
         ...

@@ -23,6 +23,8 @@ MAX_QUEUE_NAME: Final = 47
 
 _REFUSED = re.compile(r"\$|;|--|'|\x00")
 _LONGEST_IDENTIFIER: Final = 63
+_LONGEST_PREFIX: Final = "apalis_group_"
+"""Of the names of what an ordered queue has in the database."""
 _MAX_RETRIES: Final = 1_000_000
 _MEBIBYTE: Final = 1024 * 1024
 _MOST_BYTES: Final = 2**31 - 1
@@ -59,6 +61,9 @@ class Config:
         claim_check_over: payloads of more bytes of JSON than that are kept in a table of their own, and come
             back from there before they are decoded; None, the default, keeps all in the queue. Workers need it
             before producers have it. In memory it changes nothing.
+        ordered: True: of the messages of a *group* (``push(..., group="customer-42")``) one is worked at a time,
+            in the order in which they were sent, by all workers together; see ``docs/ordering.md``. All workers
+            of the queue must say so. False, the default: groups mean nothing.
 
     Raises:
         ConfigError: a value that cannot work; the text says what is allowed.
@@ -73,6 +78,7 @@ class Config:
     max_lease: timedelta | None
     max_payload: int | None
     claim_check_over: int | None
+    ordered: bool
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class Config:
         max_lease: Duration | None = timedelta(hours=12),
         max_payload: int | None = _MEBIBYTE,
         claim_check_over: int | None = None,
+        ordered: bool = False,
     ) -> None:
         checked: dict[str, Any] = {
             "queue": _queue_name(queue, has_dead_letter_queue=dead_letter == "queue"),
@@ -106,6 +113,7 @@ class Config:
             "dead_letter": _dead_letter(dead_letter),
             "max_payload": _bytes("max_payload", max_payload),
             "claim_check_over": _bytes("claim_check_over", claim_check_over),
+            "ordered": _ordered(ordered, queue),
         }
         checked["max_lease"] = None if max_lease is None else duration("max_lease", max_lease)
         for name, value in checked.items():
@@ -152,6 +160,10 @@ class Config:
     def with_claim_check_over(self, claim_check_over: int | None) -> Config:
         """Return a copy that keeps payloads of more bytes of JSON in a table of their own."""
         return self._with(claim_check_over=claim_check_over)
+
+    def with_ordered(self, ordered: bool = True) -> Config:  # noqa: FBT001, FBT002 - it says what it is
+        """Return a copy that is worked in order within each group, or is not."""
+        return self._with(ordered=ordered)
 
     def _with(self, **changes: Any) -> Config:
         return replace(self, **changes)
@@ -224,6 +236,17 @@ def _bytes(name: str, value: object) -> int | None:
     if not 1 <= value <= _MOST_BYTES:
         raise ConfigError(f"{name} must be from 1 to {_MOST_BYTES:,} bytes, not {value}")
     return value
+
+
+def _ordered(ordered: object, queue: str) -> bool:
+    if not isinstance(ordered, bool):
+        raise ConfigError(f"ordered must be True or False, not {ordered!r}")
+    if ordered and len(f"{_LONGEST_PREFIX}{queue}".encode("utf-8", "replace")) > _LONGEST_IDENTIFIER:
+        raise ConfigError(
+            f"queue name {queue!r} is too long for an ordered queue: PostgreSQL's names have 63 bytes, and "
+            f"{_LONGEST_PREFIX!r} goes before it"
+        )
+    return ordered
 
 
 def _on_success(on_success: object) -> OnSuccess:

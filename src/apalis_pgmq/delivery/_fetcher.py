@@ -98,7 +98,7 @@ class Fetcher:
             self._demand.claimed(len(claims), sum(len(claim.payload or "") for claim in claims))
             if claims:
                 self._receive(claims)
-            else:
+            elif claimed.rest is not None:
                 self._on_empty()
             if claimed.rest is not None:
                 await self.pause(claimed.rest)

@@ -33,6 +33,7 @@ class Claim:
         task: what was made of the claim when it was taken; None while it is buffered.
         settled: its outcome is decided, though perhaps not yet stored.
         returning: its outcome is to be visible again; it may be claimed anew before we hear that it is.
+        group: what its group is known by in the store, if that works it in order; None: none.
         leaving: it is being removed outside the settler, and not to be extended meanwhile.
     """
 
@@ -49,6 +50,7 @@ class Claim:
     settled: bool = False
     returning: bool = False
     leaving: bool = False
+    group: int | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -19,6 +19,7 @@ from apalis_pgmq.core import (
     redriven_headers,
     require_dead_letter_queue,
     whole_number,
+    with_group,
 )
 from apalis_pgmq.delivery import QueueBackend
 
@@ -98,6 +99,7 @@ class MemoryBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         dedup_key: str | None = None,
         dedup_window: Duration | None = None,
     ) -> TaskId:
@@ -107,6 +109,7 @@ class MemoryBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read.
+            group: the message's group, as its header ``x-pgmq-group``; None: no group.
             dedup_key: as for `PgMqBackend.push`; remembered by this backend only.
             dedup_window: the same.
 
@@ -114,7 +117,8 @@ class MemoryBackend(QueueBackend[T]):
             EncodeError: the message or its headers have no JSON form, or it is larger than ``max_payload``.
             ConfigError: the delay or the window is not a duration, or the key cannot be one.
         """
-        return self._add([message], delay, headers, DedupKeys.of_one(dedup_key, dedup_window))[0]
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return self._add([message], delay, with_group(headers, group), keys)[0]
 
     async def push_many(
         self,
@@ -122,16 +126,19 @@ class MemoryBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         dedup_key: Callable[[T], str] | None = None,
         dedup_window: Duration | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
-        Args and errors are those of `push`; delay and headers are the same for each message, and ``dedup_key`` is
+        Args and errors are those of `push`; delay, headers and group are the same for each message, and ``dedup_key`` is
         a function that returns a message's key.
         """
         messages = list(messages)
-        return self._add(messages, delay, headers, DedupKeys.of_many(dedup_key, messages, dedup_window))
+        return self._add(
+            messages, delay, with_group(headers, group), DedupKeys.of_many(dedup_key, messages, dedup_window)
+        )
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first.

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from apalis_pgmq.core import Attempt, TaskId, dead_letter_headers, headers_of
 from apalis_pgmq.delivery import Claim, Claimed
 
+from ._groups import Groups
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
@@ -32,6 +34,7 @@ class Message:
         enqueued_at: when it was sent.
         vt: from when on it is visible.
         read_ct: how often it has been claimed.
+        group: its group, where the queue is ordered and it has one.
     """
 
     id: TaskId
@@ -40,6 +43,7 @@ class Message:
     enqueued_at: datetime
     vt: datetime
     read_ct: int = 0
+    group: str | None = None
 
 
 class MemoryQueue:
@@ -57,6 +61,7 @@ class MemoryQueue:
         self.messages: dict[TaskId, Message] = {}
         self.archived: list[Message] = []
         self.dead: dict[TaskId, Message] = {}
+        self._groups = Groups(self.messages)
         self._ids = itertools.count(1)
         self._dead_ids = itertools.count(1)
         self._keys: dict[str, TaskId] = {}
@@ -69,6 +74,8 @@ class MemoryQueue:
         now = datetime.now(UTC)
         message = Message(TaskId(next(self._ids)), payload, headers, now, now + delay)
         self.messages[message.id] = message
+        if self.config.ordered:
+            message.group = self._groups.add(message.id, headers)
         self.show(message, message.vt)
         return message.id
 
@@ -97,13 +104,28 @@ class MemoryQueue:
         message.vt = vt
         heapq.heappush(self._by_visibility, (vt, message.id))
 
+    def remove(self, message: Message) -> None:
+        """Take a message out of the queue; the next one of its group is visible anew, if it is visible."""
+        del self.messages[message.id]
+        if message.group is not None and (head := self._groups.head(message.group)) is not None:
+            now = datetime.now(UTC)
+            if self.messages[head].vt <= now:
+                self.show(self.messages[head], now)
+
     def visible(self, limit: int) -> Iterator[Message]:
-        """Take up to ``limit`` visible messages, oldest visibility first; each must be shown anew."""
+        """Take up to ``limit`` visible messages, oldest visibility first; each must be shown anew.
+
+        What is not the head of its group is passed over: it is shown again when it is.
+        """
         now = datetime.now(UTC)
         while limit and self._by_visibility and self._by_visibility[0][0] <= now:
             vt, message_id = heapq.heappop(self._by_visibility)
             message = self.messages.get(message_id)
-            if message is not None and message.vt == vt:
+            if (
+                message is not None
+                and message.vt == vt
+                and (message.group is None or self._groups.head(message.group) == message_id)
+            ):
                 limit -= 1
                 yield message
 
@@ -114,9 +136,12 @@ class MemoryStore:
     def __init__(self, queue: MemoryQueue) -> None:
         self._queue = queue
         self._timeout = queue.config.visibility_timeout
+        self._wake: Callable[[], None] = _nobody
 
-    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:
-        """Nothing to open."""
+    async def open(self, wake: Callable[[], None], load: Callable[[], float]) -> None:  # noqa: ARG002 - the port
+        """Nothing to open; the next of a group is claimed as soon as its head has gone."""
+        if self._queue.config.ordered:
+            self._wake = wake
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -159,10 +184,11 @@ class MemoryStore:
         done = set()
         for claim in claims:
             if (message := self._ours(claim)) is not None:
-                del self._queue.messages[message.id]
+                self._queue.remove(message)
                 if self._queue.config.on_success == "archive":
                     self._queue.archived.append(message)
                 done.add(claim.id)
+        self._wake()
         return done
 
     async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
@@ -180,13 +206,14 @@ class MemoryStore:
         done = set()
         for burial in burials:
             if (message := self._ours(burial.claim)) is not None:
-                del self._queue.messages[message.id]
+                self._queue.remove(message)
                 if self._queue.config.dead_letter == "archive":
                     message.headers = self._headers(message, burial, worker)
                     self._queue.archived.append(message)
                 elif self._queue.config.dead_letter == "queue":
                     self._queue.add_dead(message.payload, self._headers(message, burial, worker))
                 done.add(message.id)
+        self._wake()
         return done
 
     async def present(self, claims: Sequence[Claim]) -> AbstractSet[TaskId]:
@@ -212,3 +239,7 @@ class MemoryStore:
         if message is None or message.read_ct != claim.read_ct or message.vt != claim.vt:
             return None
         return message
+
+
+def _nobody() -> None:
+    """Wake nobody."""

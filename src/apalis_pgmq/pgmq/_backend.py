@@ -6,13 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, DedupKeys, duration
+from apalis_pgmq.core import Config, DedupKeys, duration, with_group
 from apalis_pgmq.delivery import QueueBackend
 
 from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
 from ._keyed import KeyedSink
+from ._ordered_setup import ensure_ordered
+from ._ordered_sql import ordered
 from ._pool import PgMqPool, pool_of
 from ._setup import ensure_queue
 from ._sink import MANY, Sink
@@ -156,6 +158,7 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         dedup_key: str | None = None,
         dedup_window: Duration | None = None,
         connection: Connection | None = None,
@@ -168,6 +171,8 @@ class PgMqBackend(QueueBackend[T]):
             message: of the backend's message type.
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read; must have a JSON form.
+            group: the message's group, as its header ``x-pgmq-group``: an ordered queue works one message of
+                a group at a time, in the order in which they were sent (see `Config`). None: no group.
             dedup_key: 1 to 255 characters. A message with the key of another that was sent to the queue within
                 the window is not stored, whether or not that one was handled already, and the id of that one is
                 returned. Kept in the header ``x-dedup-key``; see docs/deduplication.md.
@@ -177,11 +182,12 @@ class PgMqBackend(QueueBackend[T]):
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
-                is larger than ``max_payload``.
+                is larger than ``max_payload``; or the group makes no sense.
             ConfigError: the delay or the window is not a duration, or the key cannot be one.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
+        headers = with_group(headers, group)
         keys = DedupKeys.of_one(dedup_key, dedup_window)
         if keys is not None:
             return (await self._send_keyed([message], keys, delay, headers, connection))[0]
@@ -194,6 +200,7 @@ class PgMqBackend(QueueBackend[T]):
         *,
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
+        group: str | None = None,
         dedup_key: Callable[[T], str] | None = None,
         dedup_window: Duration | None = None,
         connection: Connection | None = None,
@@ -206,6 +213,7 @@ class PgMqBackend(QueueBackend[T]):
             messages: of the backend's message type.
             delay: how long until they become visible, a `timedelta` or seconds; none by default.
             headers: the same for each message.
+            group: the same for each message, as in `push`.
             dedup_key: returns the key of a message, as in `push`: ``lambda order: f"order-{order.number}"``. Then
                 all are one statement, and messages with the same key have the same id.
             dedup_window: as in `push`.
@@ -215,6 +223,7 @@ class PgMqBackend(QueueBackend[T]):
             EncodeError, ConfigError, PgMqUnavailableError, PgMqError: as `push`.
         """
         messages = list(messages)
+        headers = with_group(headers, group)
         keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
         if connection is None and keys is None and len(messages) >= MANY:
             wait = duration("delay", delay, allow_zero=True)
@@ -294,20 +303,30 @@ class PgMqBackend(QueueBackend[T]):
             LeaseLostError: a message was not ours any more; everything was rolled back.
             PgMqError: the transaction could not be begun or committed.
         """
-        return await self._transactions.transact(consumer, tasks, body)
+        result = await self._transactions.transact(consumer, tasks, body)
+        if self._config.ordered:
+            consumer.poke()
+        return result
 
     async def _ready(self) -> Statements:
         if self._statements is None:
             async with self._setup_lock:
                 if self._statements is None:
                     found = await ensure_queue(self._lane, self._config.queue)
-                    self._statements = Statements.of(
+                    bodies = await bodies_of(self._lane, self._config)
+                    statements = Statements.of(
                         self._config.queue,
                         self._config.dead_letter_queue,
                         has_last_read_at=found.has_last_read_at,
                         is_announced=found.is_announced,
-                        bodies=await bodies_of(self._lane, self._config),
+                        bodies=bodies,
                     )
+                    if self._config.ordered:
+                        await ensure_ordered(
+                            self._lane, self._config.queue, has_last_read_at=found.has_last_read_at
+                        )
+                        statements = ordered(statements, self._config.queue, bodies)
+                    self._statements = statements
         return self._statements
 
     def _store(self) -> PgMqStore:

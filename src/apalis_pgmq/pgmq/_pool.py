@@ -11,6 +11,7 @@ from apalis_pgmq.core import ConfigError, whole_number
 from ._connect import PoolSource, UrlSource
 from ._lanes import Lanes
 from ._listener import Listener
+from ._ordered_sql import SETTLES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +32,7 @@ _PLANNING: Final = {
 # A claim that a crash loses was never made: the message is simply delivered again. So its commit need not wait
 # for the disk. What removes messages does wait.
 _CLAIMING: Final = {**_PLANNING, "synchronous_commit": "off"}
+_SETTLING: Final = {**_PLANNING, SETTLES: "on"}
 
 
 class PgMqPool:
@@ -76,7 +78,7 @@ class PgMqPool:
         # These may have to wait for somebody else's transaction, and others that send must not wait with them.
         self.sending_keyed = Lanes(self.source, size=size, hold=not isinstance(self.source, PoolSource))
         self.claiming = Lanes(self.source, size=size, settings=_CLAIMING)
-        self.settling = Lanes(self.source, size=size, settings=_PLANNING)
+        self.settling = Lanes(self.source, size=size, settings=_SETTLING)
         self.listener = Listener(self.source)
         self._consumers = 0
 

@@ -13,6 +13,7 @@ from apalis_pgmq.core import ConfigError
 from ._body_table import sweep
 from ._errors import PgMqError, PgMqQueueMissingError
 from ._keyed import create_keys
+from ._ordered_setup import ensure_ordered
 from ._pool import PgMqPool, pool_of
 from ._queue_facts import QueueInfo, QueueMetrics, TopicBinding
 from ._queue_sql import (
@@ -107,6 +108,7 @@ class PgMqQueues:
         notify: bool = True,
         tune: bool = False,
         dedup: bool = False,
+        ordered: bool = False,
     ) -> bool:
         """Make sure that PGMQ and the queue are there, as `PgMqBackend.setup` does, all or nothing.
 
@@ -123,6 +125,7 @@ class PgMqQueues:
                 before is given its indexes, too.
             dedup: whether to make the table that ``push(..., dedup_key=...)`` needs, for senders that may not; one
                 for all queues. Where they may, it is made at its first need.
+            ordered: whether to give it what ordered claims need (``Config(ordered=True)``), once it is there.
 
         Returns:
             Whether the queue was made; False if it was there before.
@@ -133,29 +136,14 @@ class PgMqQueues:
         """
         if unlogged and partitions is not None:
             raise ConfigError("a queue can be unlogged or partitioned, not both")
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                async with self._connection(queue) as connection, connection.transaction():
-                    found = await lock_and_inspect(connection, queue)
-                    if not found["has_queue"]:
-                        await _create(connection, queue, unlogged=unlogged, partitions=partitions)
-                    else:
-                        _refuse_other_kind(found, queue, unlogged=unlogged, partitions=partitions)
-                    if notify and not found["is_announced"]:
-                        await add_trigger(connection, queue)
-                    if tune:
-                        await _tune(connection, queue, is_partitioned=found["is_partitioned"])
-                    if dedup:
-                        await create_keys(connection)
-                    return not found["has_queue"]
-            except PgMqError as error:
-                # Somebody who does not know our lock was faster.
-                faster = isinstance(
-                    error.__cause__, asyncpg.DuplicateObjectError | asyncpg.UniqueViolationError
-                )
-                if not (faster and tries_left):
-                    raise
-        raise AssertionError  # pragma: no cover - the last try returns or raises
+        made = await self._make(
+            queue, unlogged=unlogged, partitions=partitions, notify=notify, tune=tune, dedup=dedup
+        )
+        if ordered:
+            lane = self._pool.sending.lane(queue)
+            [found] = await lane.fetch(INSPECT, queue_table(queue))
+            await ensure_ordered(lane, queue, has_last_read_at=found["has_last_read_at"])
+        return made
 
     async def drop(self, queue: str) -> bool:
         """Remove a queue with all its messages, its archive included.
@@ -294,6 +282,40 @@ class PgMqQueues:
             PgMqVersionError, PgMqError: as `bind`.
         """
         return [row[0] for row in await self._topics(_ALL, TOPIC_ROUTES, routing_key)]
+
+    async def _make(
+        self,
+        queue: str,
+        *,
+        unlogged: bool,
+        partitions: Partitions | None,
+        notify: bool,
+        tune: bool,
+        dedup: bool,
+    ) -> bool:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                async with self._connection(queue) as connection, connection.transaction():
+                    found = await lock_and_inspect(connection, queue)
+                    if not found["has_queue"]:
+                        await _create(connection, queue, unlogged=unlogged, partitions=partitions)
+                    else:
+                        _refuse_other_kind(found, queue, unlogged=unlogged, partitions=partitions)
+                    if notify and not found["is_announced"]:
+                        await add_trigger(connection, queue)
+                    if tune:
+                        await _tune(connection, queue, is_partitioned=found["is_partitioned"])
+                    if dedup:
+                        await create_keys(connection)
+                    return not found["has_queue"]
+            except PgMqError as error:
+                # Somebody who does not know our lock was faster.
+                faster = isinstance(
+                    error.__cause__, asyncpg.DuplicateObjectError | asyncpg.UniqueViolationError
+                )
+                if not (faster and tries_left):
+                    raise
+        raise AssertionError  # pragma: no cover - the last try returns or raises
 
     async def _topics(self, queue: str, sql: str, *arguments: str | None) -> list[Any]:
         with topic_errors():

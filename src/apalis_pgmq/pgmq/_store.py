@@ -13,6 +13,7 @@ from apalis_pgmq.core import BackendUnavailableError, TaskId, dead_letter_header
 
 from ._claims import Claims
 from ._errors import PgMqQueueMissingError
+from ._ordered import OrderedClaims
 from ._setup import ensure_queue
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class PgMqStore:
         self._config = config
         self._ready = ready
         self._statements: Statements
-        self._claims: Claims | None = None
+        self._claims: Claims | OrderedClaims | None = None
+        self._wake: Callable[[], None]
         self._subscription: Subscription | None = None
         # A silent socket must be found out while there is still time to extend over another one.
         longest = max(_SHORTEST_TIMEOUT, config.visibility_timeout.total_seconds() / 3)
@@ -61,9 +63,12 @@ class PgMqStore:
         self._statements = await self._ready()
         self._pool.engage()
         self._subscription = self._pool.listener.subscribe(self._config.queue, wake, load)
-        self._claims = Claims(
-            self._pool.claiming.lane(self._config.queue), self._config, self._statements, self._subscription
-        )
+        self._wake = wake
+        lane = self._pool.claiming.lane(self._config.queue)
+        if self._config.ordered:
+            self._claims = OrderedClaims(lane, self._config, self._statements, self._subscription)
+        else:
+            self._claims = Claims(lane, self._config, self._statements, self._subscription)
 
     async def close(self) -> None:
         """Let go of what only this consumer needs."""
@@ -116,7 +121,8 @@ class PgMqStore:
         archive = self._config.on_success == "archive"
         sql = self._statements.archive if archive else self._statements.delete
         async with self._fenced() as connection:
-            return ids_of(await connection.fetch(sql, *Fence(claims).arrays))
+            rows = await connection.fetch(sql, *Fence(claims).arrays)
+        return self._freed(claims, ids_of(rows))
 
     async def give_back(self, returns: Sequence[GiveBack]) -> AbstractSet[TaskId]:
         """Make messages visible again."""
@@ -129,10 +135,14 @@ class PgMqStore:
                 [by_id[msg_id].delay for msg_id in fence.ids],
                 [by_id[msg_id].refund for msg_id in fence.ids],
             )
-        return ids_of(rows)
+        return self._freed([item.claim for item in returns], ids_of(rows))
 
     async def bury(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         """Give messages up, as the config says: to the dead-letter queue, which is made on first need."""
+        buried = await self._give_up(burials, worker)
+        return self._freed([burial.claim for burial in burials], buried)
+
+    async def _give_up(self, burials: Sequence[Burial], worker: str) -> AbstractSet[TaskId]:
         if self._config.dead_letter is None:
             async with self._fenced() as connection:
                 fence = Fence([burial.claim for burial in burials])
@@ -151,6 +161,13 @@ class PgMqStore:
         """Return the ids that are still in the queue."""
         async with self._fenced() as connection:
             return ids_of(await connection.fetch(self._statements.present, [claim.id for claim in claims]))
+
+    def _freed(self, claims: Sequence[Claim], settled: AbstractSet[TaskId]) -> AbstractSet[TaskId]:
+        """Have what follows in the claims' groups claimed; return what was settled."""
+        if isinstance(self._claims, OrderedClaims) and settled:
+            self._claims.freed(claims)
+            self._wake()
+        return settled
 
     @asynccontextmanager
     async def _fenced(self) -> AsyncGenerator[Connection]:
