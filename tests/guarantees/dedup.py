@@ -45,6 +45,33 @@ ONCE_BY_KEY: Final = (
         tests=(_DEDUP + "TestTidying::test_expired_keys_are_deleted_and_no_others",),
     ),
     Break(
+        name="keys-dropped-on-the-way",
+        promise=_PROMISE,
+        file="pgmq/_inserts.py",
+        old="    if keys is None:\n        encode",
+        new="    if True:\n        encode",
+        tests=(
+            "integration/test_outbox.py::TestKeys::test_a_rollback_frees_them_and_a_commit_keeps_them[Django]",
+            "integration/test_outbox.py::TestKeys::test_a_rollback_frees_them_and_a_commit_keeps_them[psycopg, async]",
+        ),
+    ),
+    Break(
+        name="one-key-holds-up-all",
+        promise=_PROMISE,
+        file="pgmq/_pool.py",
+        old="settings=_IMPATIENT, hold=hold",
+        new="hold=hold",
+        tests=(_DEDUP + "TestWaiting::test_the_others_go_on",),
+    ),
+    Break(
+        name="who-follows-not-counted",
+        promise=_PROMISE,
+        file="pgmq/_keyed.py",
+        old="                self._count(parcel)\n",
+        new="",
+        tests=(_DEDUP + "TestWaiting::test_pushes_beyond_the_bound_stand_in_line",),
+    ),
+    Break(
         name="memory-takes-no-keys",
         promise=_PROMISE,
         file="memory/_store.py",

@@ -5,7 +5,7 @@ import json
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -27,7 +27,7 @@ from apalis_pgmq import (
     Transaction,
     WorkerBuilder,
 )
-from apalis_pgmq.pgmq import _keys
+from apalis_pgmq.pgmq import _connect, _keys, _sink
 from apalis_pgmq.pgmq._bodies import Bodies
 from apalis_pgmq.pgmq._keyed_sql import keyed_insert
 
@@ -122,6 +122,49 @@ class TestEitherBackend:
         second = await any_backend.push("c", dedup_key="k", delay=0.5)  # though the first is not visible yet
         assert second > first
         assert [task.args for task in await drain(any_backend, 2)] == ["a", "c"]
+
+    async def test_what_is_scheduled_has_keys_too(
+        self, any_backend: PgMqBackend[str] | MemoryBackend[str]
+    ) -> None:
+        at = datetime.now(UTC) + timedelta(seconds=0.6)
+        first = await any_backend.schedule("a", at, dedup_key="k", dedup_window=0.3)
+        assert await any_backend.schedule("b", 0, dedup_key="k") == first
+        assert await any_backend.push("c", dedup_key="k") == first
+        await asyncio.sleep(0.35)
+        second = await any_backend.schedule("d", at, dedup_key="k")  # though the first is not visible yet
+        assert second > first
+        tasks = await drain(any_backend, 2)
+        assert [task.args for task in tasks] == ["a", "d"]
+        assert datetime.now(UTC) >= at
+        assert [dict(task.headers) for task in tasks] == [{"x-dedup-key": "k"}] * 2
+
+    @pytest.mark.parametrize("kind", ["pgmq", "memory"])
+    async def test_a_message_of_a_group_has_a_key_too(self, kind: str, pgmq_url: str, queue: str) -> None:
+        config = Config(queue, ordered=True)
+        ordered: PgMqBackend[str] | MemoryBackend[str] = (
+            PgMqBackend(pgmq_url, config, str) if kind == "pgmq" else MemoryBackend(config, str)
+        )
+        async with ordered, ordered.poll() as consumer, asyncio.timeout(20):
+            first = await ordered.push("a1", group="a", dedup_key="1")
+            await ordered.push_many(["a2", "a1 again", "a3"], group="a", dedup_key=lambda text: text[1])
+            assert await ordered.push("b1", group="b", dedup_key="1") == first  # keys are the queue's
+            await ordered.push("b2", group="b", dedup_key="b2")
+            order = []
+            while len(order) < 4:
+                task = await anext(consumer)
+                # The head of its group, whatever is claimed beside it.
+                order.append(task.args)
+                assert task.headers["x-pgmq-group"] == task.args[0]
+                assert task.headers["x-dedup-key"] in {"1", "2", "3", "b2"}
+                await asyncio.sleep(0.05)
+                other = consumer.take()
+                assert other is None or other.args[0] != task.args[0]
+                consumer.ack(task)
+                if other is not None:
+                    order.append(other.args)
+                    consumer.ack(other)
+            assert [one for one in order if one[0] == "a"] == ["a1", "a2", "a3"]
+            assert "b2" in order
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a\0b", "\ud800", 7])
     async def test_what_cannot_be_a_key_is_refused(
@@ -414,6 +457,7 @@ class TestTransactions:
             async def handle(number: int, tx: Transaction) -> None:
                 await tx.push(out, number, dedup_key=f"{number % 3}")
                 await tx.push_many(out, [number], dedup_key=lambda each: f"{each % 3}", dedup_window=60)
+                await tx.schedule(out, number, timedelta(hours=1), dedup_key=f"{number % 3}")
 
             await numbers.push_many(range(12))
             async with running(WorkerBuilder("w").backend(numbers).concurrency(4).build(handle)):
@@ -562,6 +606,129 @@ async def test_ten_thousand_keys_at_once_take_no_square_of_time(
     assert [row["msg_id"] for row in sorted(rows, key=lambda row: row["vt"])] == ids
 
 
+class TestWaiting:
+    """A key that is being taken in somebody's open transaction holds up its own pushes, and no others."""
+
+    @pytest.mark.parametrize("commits", [True, False])
+    async def test_the_others_go_on(
+        self, backend: PgMqBackend[str], db: asyncpg.Connection, table: Table, *, commits: bool
+    ) -> None:
+        transaction = db.transaction()
+        await transaction.start()
+        taken = await backend.push("taken", dedup_key="7", connection=db)
+        pushes = [
+            asyncio.create_task(backend.push(f"{number % 20}", dedup_key=f"{number % 20}"))
+            for number in range(60)
+        ]
+        many = asyncio.create_task(backend.push_many(["m", "7", "n"], dedup_key=str))
+        others = [push for number, push in enumerate(pushes) if number % 20 != 7]
+        async with asyncio.timeout(8):
+            await asyncio.gather(*others)
+            # What comes later with that key waits too, without a try of its own.
+            pushes.append(asyncio.create_task(backend.push("7", dedup_key="7")))
+            await asyncio.gather(*(backend.push("x", dedup_key=f"later {number}") for number in range(20)))
+        waiting = [*pushes[7::20], pushes[-1], many]
+        assert not any(push.done() for push in waiting)
+        assert await table.count() == 19 + 20
+        await (transaction.commit() if commits else transaction.rollback())
+        async with asyncio.timeout(8):
+            [(m, of_seven, n), *sevens] = [await many, *[await pushes[number] for number in (7, 27, 47, -1)]]
+        assert set(sevens) == {of_seven}
+        assert (of_seven == taken) is commits
+        assert len({m, n, of_seven}) == 3
+        assert await table.count() == 19 + 20 + 3
+        assert backend._keyed_sink._messages == 0
+        assert not backend._keyed_sink._held_back
+
+    async def test_who_waits_too_long_is_told_and_the_rest_is_stored(
+        self,
+        backend: PgMqBackend[str],
+        db: asyncpg.Connection,
+        table: Table,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 3.0)
+        await backend.push("first", dedup_key="first")
+        async with db.transaction():
+            await backend.push("taken", dedup_key="k", connection=db)
+            async with asyncio.timeout(8):
+                results = await asyncio.gather(
+                    *(backend.push(key, dedup_key=key) for key in "akbkc"), return_exceptions=True
+                )
+        assert [isinstance(one, PgMqUnavailableError) for one in results] == [False, True, False, True, False]
+        assert await backend.push("k", dedup_key="k") < await backend.push("d", dedup_key="d")
+        assert await table.count() == 6
+        assert backend._keyed_sink._messages == 0
+
+    async def test_more_keys_than_connections(
+        self, pgmq_url: str, queue: str, db: asyncpg.Connection, table: Table
+    ) -> None:
+        async with PgMqPool(pgmq_url, size=1) as pool, PgMqBackend(pool, queue, str) as backend:
+            async with db.transaction():
+                taken = await backend.push_many("abc", dedup_key=str, connection=db)
+                waiting = [asyncio.create_task(backend.push(key, dedup_key=key)) for key in "abcd"]
+                async with asyncio.timeout(8):
+                    await waiting[3]
+                assert not any(push.done() for push in waiting[:3])
+            async with asyncio.timeout(8):
+                assert await asyncio.gather(*waiting[:3]) == taken
+        assert await table.count() == 4
+
+    async def test_a_table_that_is_locked_for_a_moment_fails_nobody(
+        self, backend: PgMqBackend[str], db: asyncpg.Connection, table: Table
+    ) -> None:
+        await backend.push("first", dedup_key="first")
+        async with db.transaction():
+            await db.execute(f"LOCK TABLE pgmq.q_{backend.queue}")
+            pushes = [asyncio.create_task(backend.push(str(n), dedup_key=str(n))) for n in range(30)]
+            await asyncio.sleep(1.5)
+            assert not any(push.done() for push in pushes)
+        async with asyncio.timeout(8):
+            await asyncio.gather(*pushes)
+        assert await table.count() == 31
+
+    async def test_closing_waits_for_it(
+        self, pgmq_url: str, queue: str, db: asyncpg.Connection, table: Table
+    ) -> None:
+        transaction = db.transaction()
+        await transaction.start()
+        async with PgMqBackend(pgmq_url, queue, str) as backend:
+            await backend.push("taken", dedup_key="k", connection=db)
+            pushes = [asyncio.create_task(backend.push("a", dedup_key="k")) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            closing = asyncio.create_task(backend.close())
+            await asyncio.sleep(0.2)
+            assert not closing.done()
+            await transaction.rollback()
+            async with asyncio.timeout(8):
+                await closing
+            assert len({push.result() for push in pushes}) == 1
+        assert await table.count() == 1
+
+    async def test_pushes_beyond_the_bound_stand_in_line(
+        self,
+        backend: PgMqBackend[str],
+        db: asyncpg.Connection,
+        table: Table,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(_sink, "_MOST_MESSAGES", 4)
+        await backend.push("first", dedup_key="first")
+        transaction = db.transaction()
+        await transaction.start()
+        taken = await backend.push("taken", dedup_key="k", connection=db)
+        pushes = [asyncio.create_task(backend.push("a", dedup_key="k")) for _ in range(20)]
+        await asyncio.sleep(2)
+        # One waits, some follow it, and the others stand in line.
+        assert 4 <= backend._keyed_sink._messages <= 8
+        assert len(backend._keyed_sink._line) == 20 - 1 - backend._keyed_sink._messages
+        await transaction.commit()
+        async with asyncio.timeout(8):
+            assert set(await asyncio.gather(*pushes)) == {taken}
+        assert backend._keyed_sink._messages == 0
+        assert await table.count() == 2
+
+
 class TestTidying:
     """What has expired does not pile up."""
 
@@ -610,6 +777,23 @@ class TestTidying:
         assert await db.fetchval(
             f"SELECT msg_id FROM {KEYS} WHERE key = 'old' AND queue = $1::text::regclass", f"pgmq.q_{queue}"
         )
+
+    async def test_what_senders_left_is_swept(
+        self, new_database: Callable[[], Awaitable[str]], queue: str
+    ) -> None:
+        url = await new_database()
+        async with PgMqQueues(url) as queues:
+            assert await queues.sweep_keys() == 0
+            await queues.create(queue, dedup=True)
+            connection = await asyncpg.connect(url)
+            await connection.execute(
+                f"INSERT INTO {KEYS} SELECT $1::text::regclass, n::text, n, "
+                "now() + CASE WHEN n > 12500 THEN 1 ELSE -1 END * interval '1 h' FROM generate_series(1, 12600) AS n",
+                f"pgmq.q_{queue}",
+            )
+            assert await queues.sweep_keys() == 12500
+            assert await connection.fetchval(f"SELECT min(msg_id) FROM {KEYS}") == 12501
+            await connection.close()
 
 
 class TestRoles:

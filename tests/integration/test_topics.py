@@ -1,6 +1,7 @@
 """Messages that go to every queue that is bound to their routing key."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +24,7 @@ from apalis_pgmq import (
     WorkerBuilder,
 )
 
+from .callers import KINDS
 from .conftest import Email, Table, as_role, running
 
 Eventually = Callable[..., Awaitable[None]]
@@ -116,6 +118,41 @@ async def test_a_message_is_sent_if_and_when_the_callers_transaction_commits(
     async with db.transaction():
         await topic.push(f"{queue}.created.eu", Email("ada"), connection=db)
     assert [await Table(db, name).count() for name in two] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["psycopg, async", "AsyncSession, psycopg", "AsyncConnection, asyncpg"])
+async def test_and_so_on_connections_of_other_drivers(
+    kind: str,
+    topic: PgMqTopic[Email],
+    two: tuple[str, str],
+    queue: str,
+    db: asyncpg.Connection,
+    pgmq_url: str,
+) -> None:
+    async with (
+        PgMqBackend(pgmq_url, two[0], Email) as backend,
+        KINDS[kind](pgmq_url, backend, None) as caller,
+    ):
+        await caller.begin()
+        await topic.push(f"{queue}.created.eu", Email("never"), connection=caller.connection)
+        await caller.roll_back()
+        await caller.begin()
+        sent = await topic.push_many(
+            f"{queue}.created.eu",
+            [Email("a %s"), Email("b")],
+            headers={"k": "%"},
+            connection=caller.connection,
+        )
+        assert await Table(db, two[0]).is_empty()
+        await caller.commit()
+        assert set(sent) == set(two)
+        rows = [await Table(db, name).rows() for name in two]
+        assert [[row["msg_id"] for row in each] for each in rows] == [sent[name] for name in two]
+        assert [json.loads(row["message"])["to"] for row in rows[0]] == ["a %s", "b"]
+        await caller.begin()
+        with pytest.raises(ConfigError, match="PGMQ refuses it: routing_key"):
+            await topic.push("a..b", Email("ada"), connection=caller.connection)
+        await caller.roll_back()
 
 
 async def test_idle_workers_wake_at_once(

@@ -55,7 +55,7 @@ class PgMqBackend(QueueBackend[T]):
             libpq); a `PgMqPool`, which several backends share; or an `asyncpg.Pool`. Pools stay the caller's
             to close. A running worker holds three of an asyncpg pool's connections (two, and hears of nothing,
             if there are no more), each running handler with a `Transaction` one more, and a push takes one
-            for a moment.
+            for a moment, or for as long as it waits for its ``dedup_key``.
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
