@@ -10,6 +10,7 @@ import asyncpg
 
 from ._connect import statement_seconds, statement_timeout
 from ._errors import PgMqUnavailableError
+from ._keyed_sql import HAS_KEYS
 from ._keys import Keys, ensure_keys, tidy
 from ._sink import Parcel, Sink, deliver, fail
 
@@ -69,8 +70,10 @@ class KeyedSink(Sink):
     async def _prepare(self) -> Statements:
         statements = await self._ready_queue()
         if not self._keys.are_there:
-            async with self._patient.connection() as connection:
-                await ensure_keys(connection)
+            if not await self._lane.fetch(HAS_KEYS):
+                # Where it may wait for others that set up.
+                async with self._patient.connection() as connection:
+                    await ensure_keys(connection)
             self._keys.are_there = True
         return statements
 
