@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from apalis_pgmq.pgmq import create_queue
+from apalis_pgmq.pgmq import PgMqQueues
 
 from .payload import encoded
 from .server import QUEUE
@@ -33,7 +33,8 @@ async def preload(
     batch = min(_BATCH, _BATCH_BYTES // size) if size else _BATCH
     connection = await asyncpg.connect(database.url)
     try:
-        await create_queue(database.url, queue)
+        async with PgMqQueues(database.url) as queues:
+            await queues.create(queue)
         insert = await connection.prepare(
             f'INSERT INTO pgmq."q_{queue}" (vt, message) '
             "SELECT now() + make_interval(secs => $2), m::jsonb FROM unnest($1::text[]) AS m"
@@ -59,7 +60,8 @@ async def preload_groups(
     """
     connection = await asyncpg.connect(database.url)
     try:
-        await create_queue(database.url, QUEUE, ordered=ordered)
+        async with PgMqQueues(database.url) as queues:
+            await queues.create(QUEUE, ordered=ordered)
         insert = await connection.prepare(
             f'INSERT INTO pgmq."q_{QUEUE}" (vt, message, headers) '
             "SELECT clock_timestamp(), m::jsonb, jsonb_build_object('x-pgmq-group', g) "

@@ -15,9 +15,8 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
 
-from apalis_pgmq import PgMqBackend, PgMqProducer, WorkerBuilder, WorkerContext
+from apalis_pgmq import PgMqBackend, PgMqProducer, PgMqQueues, WorkerBuilder, WorkerContext
 from apalis_pgmq.embedded import embedded_postgres
-from apalis_pgmq.pgmq import create_queue
 
 
 @dataclass
@@ -81,6 +80,12 @@ async def confirm(order: Order, worker: WorkerContext) -> None:
         worker.stop()
 
 
+async def prepare(url: str) -> None:
+    """Make the queue, as 'apalis-pgmq setup orders' does: once, when you deploy."""
+    async with PgMqQueues(url) as queues:
+        await queues.create("orders")
+
+
 async def work(url: str) -> None:
     """Work the queue: in a process of its own, as a rule."""
     async with PgMqBackend(url, "orders", Order) as backend:
@@ -90,6 +95,6 @@ async def work(url: str) -> None:
 if __name__ == "__main__":
     with embedded_postgres() as database:
         configure(database)
-        asyncio.run(create_queue(database, "orders"))  # once, as 'apalis-pgmq setup orders' does
+        asyncio.run(prepare(database))
         ask()
         asyncio.run(work(database))

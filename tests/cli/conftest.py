@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import apalis_pgmq.cli
-from apalis_pgmq.pgmq import PgMqBackend
+from apalis_pgmq.pgmq import PgMqBackend, PgMqQueues
 
 SOURCES = Path(apalis_pgmq.cli.__file__).parents[2]
 
@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 
 from apalis_pgmq.core import Config, Started
-from apalis_pgmq.pgmq import PgMqBackend
+from apalis_pgmq.pgmq import PgMqBackend, PgMqQueues
 from apalis_pgmq.worker import Monitor, WorkerBuilder
 
 
@@ -103,11 +103,12 @@ def environment():
 def cli(environment, tmp_path):
     """Run the command to its end."""
 
-    def run(*arguments, cwd=tmp_path, **env):
+    def run(*arguments, cwd=tmp_path, answer=None, **env):
         return subprocess.run(
             [sys.executable, "-m", "apalis_pgmq.cli", *arguments],
             cwd=cwd,
             env=environment | env,
+            input=answer,
             capture_output=True,
             encoding="utf-8",
             timeout=60,
@@ -115,6 +116,17 @@ def cli(environment, tmp_path):
         )
 
     return run
+
+
+async def queue_length(url, queue):
+    """Count the messages of a queue."""
+    async with PgMqQueues(url) as queues:
+        return (await queues.metrics(queue)).length
+
+
+async def drop_queue(url, queue):
+    async with PgMqQueues(url) as queues:
+        return await queues.drop(queue)
 
 
 def is_running(pid):

@@ -14,7 +14,9 @@ from apalis_pgmq.cli._bench_latency import Latency
 from apalis_pgmq.cli._bench_push import Push, Server
 from apalis_pgmq.cli._bench_report import Results
 from apalis_pgmq.core import ConfigError
-from apalis_pgmq.pgmq import BareQueue, PgMqBackend, PgMqError, PgMqQueueMissingError, queue_length
+from apalis_pgmq.pgmq import BareQueue, PgMqBackend, PgMqError, PgMqQueueMissingError
+
+from .conftest import queue_length
 
 SMALL = ("--messages", "500", "--seconds", "1")
 

@@ -7,9 +7,7 @@ from collections import Counter
 
 import pytest
 
-from apalis_pgmq.pgmq import queue_length
-
-from .conftest import eventually, is_running
+from .conftest import eventually, is_running, queue_length
 
 
 def length(app):

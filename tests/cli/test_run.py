@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from apalis_pgmq.pgmq import drop_queue, queue_length
+from .conftest import drop_queue, queue_length
 
 
 @pytest.mark.parametrize("attribute", ["worker", "monitor", "factory", "async_factory", "holder.inner"])

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import asyncpg
 import pytest
 
 
@@ -93,6 +94,49 @@ async def test_ordered_makes_the_queue_ready_and_leaves_its_dead_letters_as_they
     assert [row[0] for row in tables] == [f"pgmq.q_{queue}"]
 
 
+async def test_the_table_of_deduplication_is_made_on_request(cli, new_database):
+    url = await new_database()
+    connection = await asyncpg.connect(url)
+    try:
+        for options, is_there in (((), False), (("--dedup",), True), (("--dedup",), True)):
+            assert cli("setup", "emails", "--url", url, *options).returncode == 0
+            found = await connection.fetchval("SELECT to_regclass('pgmq.apalis_pgmq_dedup') IS NOT NULL")
+            assert found is is_there
+    finally:
+        await connection.close()
+
+
+async def test_an_unlogged_queue_has_a_plain_dead_letter_queue(cli, pgmq_url, queue, db):
+    assert cli("setup", queue, "--url", pgmq_url, "--unlogged").returncode == 0
+    rows = await db.fetch(
+        "SELECT relname, relpersistence::text FROM pg_class WHERE relname = ANY ($1) ORDER BY 1",
+        [f"q_{queue}", f"q_{queue}_dlq"],
+    )
+    assert [row[1] for row in rows] == ["u", "p"]
+
+
+async def test_a_queue_in_partitions_takes_pg_partman(cli, pgmq_url, queue, db):
+    done = cli("setup", queue, "--url", pgmq_url, "--partitions", "1d", "7d")
+    assert done.returncode == 1
+    assert "pg_partman is not in this database" in done.stderr
+    assert await queues(db, queue) == []
+
+
+@pytest.mark.parametrize(
+    ("amounts", "code", "text"),
+    [
+        (("many", "7d"), 2, "'many' must be a number of messages, or a time"),
+        (("1d", "100000"), 1, "must both be numbers"),
+        (("7d", "1d"), 1, "at least one interval"),
+    ],
+)
+def test_amounts_that_make_no_sense_are_one_line(cli, pgmq_url, queue, amounts, code, text):
+    done = cli("setup", queue, "--url", pgmq_url, "--partitions", *amounts)
+    assert done.returncode == code
+    assert text in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 async def test_installs_pgmq_where_there_is_none(cli, new_database):
     url = await new_database()
     assert cli("setup", "emails", "--url", url).stdout.startswith("queue emails: created")
@@ -134,7 +178,7 @@ def test_without_a_url_it_is_called_wrongly(cli):
     assert "--url" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "bench", "run", "setup"])
+@pytest.mark.parametrize("command", ["demo", "bench", "run", "setup", "queues", "purge", "drop"])
 def test_help_names_the_exit_codes_and_keeps_secrets(cli, command):
     done = cli(command, "--help", APALIS_PGMQ_URL="postgresql://user:hunter2@localhost/db")
     assert done.returncode == 0
@@ -145,7 +189,10 @@ def test_help_names_the_exit_codes_and_keeps_secrets(cli, command):
 def test_without_a_command_help_is_shown(cli):
     done = cli()
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("demo", "bench", "run", "setup", "--version"))
+    assert all(
+        command in done.stdout
+        for command in ("demo", "bench", "run", "setup", "queues", "purge", "drop", "--version")
+    )
 
 
 def test_version(cli):

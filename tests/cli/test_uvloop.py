@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from apalis_pgmq.pgmq import queue_length
+from .conftest import queue_length
 
 needs_uvloop = pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop for Windows")
 

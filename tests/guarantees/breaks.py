@@ -6,6 +6,7 @@
 from typing import Final
 
 from .codecs import CLAIM_CHECKS, LAYERS
+from .dedup import ONCE_BY_KEY
 from .model import Break
 from .ordering import ORDER
 from .outages import STAYS_UP
@@ -351,6 +352,7 @@ BREAKS: Final = (
     *FENCED,
     *BOUNDED,
     *EXACTLY_ONCE,
+    *ONCE_BY_KEY,
     *ORDER,
     *SENDING,
     *CLEAN_STOP,

@@ -13,8 +13,8 @@ SENDING: Final = (
         name="sent-outside-the-transaction",
         promise=_PROMISE,
         file="pgmq/_backend.py",
-        old="if connection is not None:\n            statements",
-        new="if False:\n            statements",
+        old="if connection is not None:\n            return await sink",
+        new="if False:\n            return await sink",
         tests=(
             _OUTBOX + "test_a_rollback_sends_nothing[asyncpg]",
             _OUTBOX + "test_savepoints_are_honoured[asyncpg]",
@@ -66,7 +66,7 @@ SENDING: Final = (
         name="refusals-not-isolated",
         promise=_PROMISE,
         file="pgmq/_sink.py",
-        old="if len(parcels) == 1 or not _concerns_one(error):",
+        old="if len(parcels) == 1 or not self._concerns_one(error):",
         new="if error:",
         tests=(
             _SINK + "TestErrors::test_what_a_rule_of_the_program_refuses_is_isolated",

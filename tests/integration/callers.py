@@ -71,8 +71,8 @@ class Caller:
     async def push_many(self, messages: list[Any], **more: Any) -> list[TaskId]:
         return await self._call(self._send.push_many, messages, connection=self.connection, **more)
 
-    async def schedule(self, message: Any, at: Any) -> TaskId:
-        return await self._call(self._send.schedule, message, at, connection=self.connection)
+    async def schedule(self, message: Any, at: Any, **more: Any) -> TaskId:
+        return await self._call(self._send.schedule, message, at, connection=self.connection, **more)
 
     async def begin(self) -> None:
         await self._call(self._begin)
@@ -211,9 +211,9 @@ async def _run_sync(url: str, _: object, producer: PgMqProducer[Any]) -> AsyncIt
                     lambda inner: producer.push_many(messages, connection=inner, **more)
                 )
 
-            async def schedule(self, message: Any, at: Any, *, connection: AsyncSession) -> Any:
+            async def schedule(self, message: Any, at: Any, *, connection: AsyncSession, **more: Any) -> Any:
                 return await connection.run_sync(
-                    lambda inner: producer.schedule(message, at, connection=inner)
+                    lambda inner: producer.schedule(message, at, connection=inner, **more)
                 )
 
         yield Caller(

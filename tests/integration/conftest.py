@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from apalis_pgmq import Worker
+from apalis_pgmq import PgMqQueues, Worker
 from apalis_pgmq.pgmq import _connect
 
 
@@ -45,6 +45,12 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_connect, "_STATEMENT_TIMEOUT", 1.0)
     monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 1.0)
     monkeypatch.setattr(_connect, "_RELEASE_TIMEOUT", 0.2)
+
+
+async def sweep_bodies(url: str, queue: str) -> int:
+    """Delete what is left of large payloads whose messages are gone."""
+    async with PgMqQueues(url) as queues:
+        return await queues.sweep_bodies(queue)
 
 
 class Table:

@@ -22,10 +22,10 @@ from apalis_pgmq import (
     Transaction,
     WorkerBuilder,
 )
-from apalis_pgmq.pgmq import _body_table, create_queue, sweep_bodies
+from apalis_pgmq.pgmq import PgMqQueues, _body_table
 from apalis_pgmq.pgmq._inserts import MANY
 
-from .conftest import Email, Table, as_role, running
+from .conftest import Email, Table, as_role, running, sweep_bodies
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -129,7 +129,8 @@ async def test_many_are_sent_and_handled_in_order(
     sent = [Email(str(n), body="x" * (0, 2000, 4000)[n % 3]) for n in range(count)]
     async with opened(pgmq_url, queue, codec=codec) as backend:
         if announced:
-            await create_queue(pgmq_url, queue)
+            async with PgMqQueues(pgmq_url) as queues:
+                await queues.create(queue)
             await backend.setup()
         await backend.push_many(sent, headers={"k": 1})
         kept = sum(len(message.body) > 1000 for message in sent)

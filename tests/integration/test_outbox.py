@@ -245,6 +245,75 @@ async def test_without_a_transaction_it_is_sent_at_once(
     assert await sent(table) == ["SQLAlchemy", "psycopg", "Django"]
 
 
+class TestKeys:
+    """Keys are taken and freed with the caller's transaction."""
+
+    async def test_a_rollback_frees_them_and_a_commit_keeps_them(
+        self, caller: Caller, backend: PgMqBackend[Email], table: Table
+    ) -> None:
+        await backend.push(Email("first"), dedup_key="makes the table")
+        at = datetime.now(UTC) + timedelta(hours=1)
+        await caller.begin()
+        gone = await caller.push(Email("never"), dedup_key="k", headers={"a": "%s"})
+        assert await caller.push(Email("ever"), dedup_key="k") == gone  # it sees its own
+        await caller.roll_back()
+        await caller.begin()
+        kept = await caller.push(Email("kept"), dedup_key="k", delay=1.5, headers={"a": "100 % $1"})
+        ids = await caller.push_many(
+            [Email("1"), Email("again"), Email("2"), Email("1")],
+            dedup_key=lambda email: "k" if email.to == "again" else email.to,
+            dedup_window=60,
+        )
+        later = await caller.schedule(Email("later"), at, dedup_key="l", dedup_window=timedelta(hours=2))
+        assert await caller.schedule(Email("earlier"), 0, dedup_key="l") == later
+        await caller.commit()
+        assert kept > gone
+        assert (ids[0], ids[1]) == (ids[3], kept)
+        assert kept < ids[0] < ids[2] < later
+        assert await backend.push(Email("late"), dedup_key="k") == kept
+        assert await backend.push(Email("late"), dedup_key="l") == later
+        rows = (await table.rows())[1:]
+        assert [row["msg_id"] for row in rows] == [kept, ids[0], ids[2], later]
+        assert [json.loads(row["message"])["to"] for row in rows] == ["kept", "1", "2", "later"]
+        assert [json.loads(row["headers"]) for row in rows] == [
+            {"a": "100 % $1", "x-dedup-key": "k"},
+            {"x-dedup-key": "1"},
+            {"x-dedup-key": "2"},
+            {"x-dedup-key": "l"},
+        ]
+        assert rows[0]["vt"] - rows[0]["enqueued_at"] == timedelta(seconds=1.5)
+        assert rows[3]["vt"] == at
+
+    async def test_a_savepoint_frees_them_too(
+        self, caller: Caller, backend: PgMqBackend[Email], table: Table
+    ) -> None:
+        await backend.push(Email("first"), dedup_key="makes the table")
+        await caller.begin()
+        with suppress(LookupError):
+            async with caller.savepoint():
+                await caller.push(Email("one"), dedup_key="k")
+                raise LookupError
+        await caller.push(Email("two"), dedup_key="k")
+        await caller.commit()
+        assert await sent(table) == ["first", "two"]
+
+    async def test_a_commit_wakes_a_worker(
+        self, caller: Caller, backend: PgMqBackend[Email], table: Table, eventually: Eventually
+    ) -> None:
+        handled = []
+
+        async def handle(message: Email) -> None:
+            handled.append(message.to)
+
+        async with running(WorkerBuilder("w").backend(backend).build(handle)):
+            await backend.push(Email("before"), dedup_key="b")
+            await eventually(table.is_empty)
+            await caller.begin()
+            await caller.push(Email("ada"), dedup_key="a")
+            await caller.commit()
+            await eventually(lambda: handled == ["before", "ada"])
+
+
 class TestKinds:
     """What is no connection to send on is refused with an error that says what is."""
 

@@ -27,6 +27,8 @@ from apalis_pgmq import (
     PgMqQueueMissingError,
     PgMqUnavailableError,
 )
+from apalis_pgmq.pgmq import _keys
+from apalis_pgmq.pgmq._keyed_sql import KEYS
 
 from .conftest import Email, Table, as_role
 
@@ -93,6 +95,116 @@ async def test_schedule_takes_a_delay(producer: PgMqProducer[Email], table: Tabl
     producer.schedule(Email("then"), 60)
     for row in await table.rows():
         assert row["vt"] - row["enqueued_at"] == timedelta(minutes=1)
+
+
+class TestKeys:
+    """A message with a key is stored once."""
+
+    async def test_on_connections_of_its_own(
+        self, producer: PgMqProducer[Email], table: Table, pgmq_url: str
+    ) -> None:
+        first = producer.push(Email("a"), dedup_key="k", headers={"h": 1}, group="g")
+        assert producer.push(Email("b"), dedup_key="k") == first
+        ids = producer.push_many(
+            [Email(str(number % 2500)) for number in range(5000)], dedup_key=lambda email: email.to
+        )
+        assert ids[:2500] == ids[2500:] == sorted(set(ids))
+        at = datetime.now(UTC) + timedelta(hours=1)
+        later = producer.schedule(Email("later"), at, dedup_key="l", dedup_window=7200)
+        assert producer.schedule(Email("earlier"), 0, dedup_key="l") == later
+        rows = await table.rows()
+        assert [row["msg_id"] for row in rows] == [first, *ids[:2500], later]
+        assert json.loads(rows[0]["headers"]) == {"h": 1, "x-pgmq-group": "g", "x-dedup-key": "k"}
+        assert rows[-1]["vt"] == at
+        async with PgMqBackend(pgmq_url, producer.queue, Email) as backend:
+            assert await backend.push(Email("c"), dedup_key="k") == first
+
+    async def test_the_table_is_made_at_the_first_key(
+        self, new_database: Callable[[], Awaitable[str]], queue: str
+    ) -> None:
+        url = await new_database()
+
+        def send(_: int) -> int:
+            with PgMqProducer(url, queue, Email) as each:
+                return each.push(Email("a"), dedup_key="k")
+
+        with ThreadPoolExecutor(6) as threads:
+            assert len(set(threads.map(send, range(6)))) == 1
+        connection = await asyncpg.connect(url)
+        with PgMqProducer(url, queue, Email) as each:
+            first = each.push(Email("a"), dedup_key="k")
+            await connection.execute(f"DROP TABLE {KEYS}")
+            with pytest.raises(PgMqQueueMissingError, match="apalis_pgmq_dedup"):
+                each.push(Email("a"), dedup_key="k")
+            assert each.push(Email("a"), dedup_key="k") > first
+        await connection.close()
+
+    async def test_in_a_transaction_of_others_no_table_is_made(
+        self, new_database: Callable[[], Awaitable[str]], queue: str
+    ) -> None:
+        url = await new_database()
+        with PgMqProducer(url, queue, Email) as own:
+            own.setup()
+        given = PgMqProducer(NOWHERE, queue, Email)
+        with psycopg.connect(url) as connection:
+            with pytest.raises(PgMqQueueMissingError, match=f"apalis-pgmq setup {queue} --dedup"):
+                given.push(Email("x"), dedup_key="k", connection=connection)
+            # The transaction is as it was.
+            assert given.push(Email("x"), connection=connection) == 1
+
+    async def test_threads_store_each_key_once(self, producer: PgMqProducer[Email], table: Table) -> None:
+        barrier = threading.Barrier(8)
+
+        def send(_: int) -> list[int]:
+            barrier.wait()
+            return [producer.push(Email(str(number)), dedup_key=str(number)) for number in range(20)]
+
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(send, range(8)))
+        assert all(ids == results[0] for ids in results)
+        assert await table.count() == 20
+
+    async def test_expired_keys_are_deleted_beside(
+        self, producer: PgMqProducer[Email], db: asyncpg.Connection
+    ) -> None:
+        producer.push(Email("a"), dedup_key="stays")
+        await db.execute(
+            f"INSERT INTO {KEYS} SELECT $1::text::regclass, 'old ' || n, n, now() - interval '1 s' "
+            "FROM generate_series(1, 2500) AS n",
+            f"pgmq.q_{producer.queue}",
+        )
+        await asyncio.sleep(_keys._TIDY_INTERVAL)
+        producer.push(Email("a"), dedup_key="new")
+        rows = await db.fetch(
+            f"SELECT key FROM {KEYS} WHERE queue = $1::text::regclass ORDER BY key",
+            f"pgmq.q_{producer.queue}",
+        )
+        assert [row["key"] for row in rows] == ["new", "stays"]
+
+    async def test_what_it_may_not_do_is_told_with_what_to_do(
+        self, producer: PgMqProducer[Email], db: asyncpg.Connection, pgmq_url: str, queue: str
+    ) -> None:
+        producer.push(Email("a"), dedup_key="makes the table")
+        role = f"sender_{queue}"
+        await db.execute(f"""
+            CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT USAGE ON SCHEMA pgmq TO {role};
+            GRANT INSERT (vt, message, headers), SELECT (msg_id) ON pgmq.q_{queue} TO {role}
+        """)
+        try:
+            with PgMqProducer(as_role(pgmq_url, role), queue, Email) as least:
+                with pytest.raises(PgMqPermissionError, match="a sender with dedup_key needs SELECT, INSERT"):
+                    least.push(Email("x"), dedup_key="k")
+                assert least.push(Email("x")) > 1
+        finally:
+            await db.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+    def test_what_makes_no_sense_is_refused(self, producer: PgMqProducer[Email]) -> None:
+        with pytest.raises(ConfigError, match="dedup_window needs a dedup_key"):
+            producer.push(Email("a"), dedup_window=60)
+        with pytest.raises(ConfigError, match="dedup_key must be a function here"):
+            producer.push_many([Email("a")], dedup_key="k")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="1 to 255 characters"):
+            producer.schedule(Email("a"), 1, dedup_key="")
 
 
 class TestSetup:

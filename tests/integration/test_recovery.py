@@ -15,11 +15,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from apalis_pgmq import Config, PgMqBackend, PgMqProducer, WorkerBuilder
+from apalis_pgmq import Config, PgMqBackend, PgMqProducer, PgMqQueues, PgMqTopic, WorkerBuilder
 from apalis_pgmq.embedded import EmbeddedServer
-from apalis_pgmq.pgmq import sweep_bodies
 
-from .conftest import Email, Table, running
+from .conftest import Email, Table, running, sweep_bodies
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -249,3 +248,19 @@ async def test_large_payloads_go_through_pgbouncer_and_are_swept_through_it(
             await eventually(table.is_empty)
     assert handled == [large, large]
     assert await db.fetchval(f"SELECT count(*) FROM pgmq.b_{queue}") == 0
+
+
+async def test_so_do_queues_topics_and_keys(pgbouncer_url: str, queue: str, table: Table) -> None:
+    async with (
+        PgMqQueues(pgbouncer_url) as queues,
+        PgMqTopic(pgbouncer_url, Email) as topic,
+        PgMqBackend(pgbouncer_url, queue, Email) as backend,
+    ):
+        assert await queues.create(queue, tune=True, dedup=True) is False
+        await queues.bind(f"{queue}.*", queue)
+        assert await topic.push(f"{queue}.x", Email("topic")) == {queue: 1}
+        ids = await asyncio.gather(*(backend.push(Email("key"), dedup_key=f"{n % 5}") for n in range(20)))
+        assert len(set(ids)) == 5
+        assert (await queues.metrics(queue)).length == 6
+        assert await queues.purge(queue) == 6
+        assert await queues.drop(queue)

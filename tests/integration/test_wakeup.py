@@ -9,7 +9,7 @@ import pytest
 
 from apalis_pgmq import AbortError, Config, PgMqBackend, RetryAfterError, WorkerBuilder
 from apalis_pgmq.pgmq import _claims, _listener
-from apalis_pgmq.pgmq._sql import insert_channel
+from apalis_pgmq.pgmq._names import insert_channel
 
 from .conftest import Email, Table, running
 from .resting import NEVER, PROMPT, Catcher, Rest, pgmq_send, raw_insert, rest, subscriptions

@@ -55,6 +55,8 @@ PUBLIC = [
     "PgMqPool",
     "PgMqProducer",
     "PgMqQueueMissingError",
+    "PgMqQueues",
+    "PgMqTopic",
     "PgMqUnavailableError",
     "PgMqVersionError",
     "RetryAfterError",

@@ -13,10 +13,18 @@ from apalis_pgmq._version import __version__
 from ._exits import exits
 from ._lifeline import Lifeline
 from ._run import Program
-from ._setup import set_up
+from ._setup import SetUp, set_up
 from ._supervisor import supervise
 
 _EPILOG = "Exit codes: 0 fine · 1 failed · 2 called wrongly · 130 interrupted."
+
+_Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="APALIS_PGMQ_URL", help="The database, as postgresql://user:password@host/name."
+    ),
+]
+_Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 
 app = typer.Typer(
     name="apalis-pgmq",
@@ -175,10 +183,7 @@ def run(
 def setup(
     *,
     queue: Annotated[str, typer.Argument(help="The queue's name.")],
-    url: Annotated[
-        str,
-        typer.Option(envvar="APALIS_PGMQ_URL", help="The database, as postgresql://user:password@host/name."),
-    ],
+    url: _Url,
     dead_letter: Annotated[
         bool,
         typer.Option(
@@ -210,7 +215,78 @@ def setup(
             "(Config(ordered=True)): two indexes, functions and a trigger.",
         ),
     ] = False,
+    dedup: Annotated[
+        bool,
+        typer.Option(
+            "--dedup", help="Make the table that senders with a dedup_key need, for those that may not."
+        ),
+    ] = False,
+    unlogged: Annotated[
+        bool,
+        typer.Option(
+            "--unlogged", help="A queue that is faster, and loses all messages when PostgreSQL crashes."
+        ),
+    ] = False,
+    partitions: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="INTERVAL RETENTION",
+            help="A queue in partitions, by pg_partman, each of so many messages (10000 100000) or of such a time "
+            "(1d 7d). What is older than RETENTION is dropped, handled or not.",
+        ),
+    ] = None,
 ) -> None:
     """Make PGMQ and a queue ready. Harmless where they are there already."""
+    wanted = SetUp(
+        queue=queue,
+        dead_letter=dead_letter,
+        notify=notify,
+        tune=tune,
+        dedup=dedup,
+        ordered=ordered,
+        unlogged=unlogged,
+        partitions=partitions,
+    )
     with exits():
-        set_up(url, queue, dead_letter=dead_letter, notify=notify, tune=tune, ordered=ordered)
+        set_up(url, wanted)
+
+
+@app.command(epilog=_EPILOG)
+def queues(
+    *,
+    url: _Url,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, ages in seconds.")] = False,
+) -> None:
+    """List the queues: how long each is, and how old what is in it."""
+    from ._queues import list_queues  # noqa: PLC0415 - the other commands start faster without
+
+    with exits():
+        list_queues(url, as_json=as_json)
+
+
+@app.command(epilog=_EPILOG)
+def purge(
+    *,
+    queue: Annotated[str, typer.Argument(help="The queue's name.")],
+    url: _Url,
+    yes: _Yes = False,
+) -> None:
+    """Delete every message of a queue, those in flight included. Asks before it does."""
+    from ._queues import purge as run_purge  # noqa: PLC0415 - the other commands start faster without
+
+    with exits():
+        run_purge(url, queue, is_sure=yes)
+
+
+@app.command(epilog=_EPILOG)
+def drop(
+    *,
+    queue: Annotated[str, typer.Argument(help="The queue's name.")],
+    url: _Url,
+    yes: _Yes = False,
+) -> None:
+    """Drop a queue with its messages and its archive. Asks before it does."""
+    from ._queues import drop as run_drop  # noqa: PLC0415 - the other commands start faster without
+
+    with exits():
+        run_drop(url, queue, is_sure=yes)

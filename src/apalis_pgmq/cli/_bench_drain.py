@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from apalis_pgmq.pgmq import BareQueue, PgMqBackend, queue_length
+from apalis_pgmq.pgmq import BareQueue, PgMqBackend, PgMqQueues
 from apalis_pgmq.worker import WorkerBuilder
 
 from ._bench_common import ROUNDS, BenchError, Note, Pair, bench_queue, until
@@ -115,7 +115,8 @@ async def _drain(url: str, count: int, work: Work) -> _Run:
         await work(url, config, tally)
         cpu = time.process_time() - began
         after = await _transactions(url, config)
-        left = await queue_length(url, config.queue)
+        async with PgMqQueues(url) as queues:
+            left = (await queues.metrics(config.queue)).length
     if left or tally.handled != count:
         raise BenchError(f"of {count:,} messages {tally.handled:,} were handled, and {left:,} were left")
     transactions = None if before is None or after is None else (after - before) / count

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from apalis_pgmq.pgmq import BareQueue, PgMqBackend, create_queue
+from apalis_pgmq.pgmq import BareQueue, PgMqBackend, PgMqQueues
 
 from ._bench_common import ROUNDS, Note, Pair, bench_queue
 
@@ -62,7 +62,8 @@ async def measure_server(url: str, tell: Tell) -> Server:
     """
     tell("asking the server for next to nothing")
     async with bench_queue(url) as config:
-        await create_queue(url, config.queue, notify=False)
+        async with PgMqQueues(url) as queues:
+            await queues.create(config.queue, notify=False)
         async with BareQueue(url, config.queue) as bare:
             return Server(
                 bare.server_version, await _milliseconds(bare.round_trip), await _milliseconds(bare.commit)
@@ -83,7 +84,8 @@ async def measure_push(url: str, count: int, seconds: float, tell: Tell) -> Push
         its = await stack.enter_async_context(bench_queue(url))
         backend = await stack.enter_async_context(PgMqBackend(url, mine, Note))
         # Without the trigger: a bare insert announces itself.
-        await create_queue(url, its.queue, notify=False)
+        async with PgMqQueues(url) as queues:
+            await queues.create(its.queue, notify=False)
         loops = [await stack.enter_async_context(BareQueue(url, its.queue)) for _ in range(SENDERS)]
 
         async def push() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from apalis_pgmq.core import ApalisError
 from apalis_pgmq.embedded import embedded_postgres
-from apalis_pgmq.pgmq import PgMqBackend, queue_length
+from apalis_pgmq.pgmq import PgMqBackend, PgMqQueues
 from apalis_pgmq.worker import WorkerBuilder
 
 from ._screen import Screen
@@ -85,13 +85,16 @@ async def _show(screen: Screen, url: str, count: int, concurrency: int) -> None:
         letter = await _dead_letter(url, config.dead_letter_queue)
         _tell_of_failures(screen, mail, ids, observer, letter)
 
+        async with PgMqQueues(url) as queues:
+            left = (await queues.metrics(config.queue)).length
+            dead = (await queues.metrics(config.dead_letter_queue)).length
         found = faults(
             mail,
             ids,
             outbox,
             letter,
-            left=await queue_length(url, config.queue),
-            dead=await queue_length(url, config.dead_letter_queue),
+            left=left,
+            dead=dead,
         )
         if found:
             raise DemoError(f"a check did not hold: {'; '.join(found)}")

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from apalis_pgmq.core import Config
-from apalis_pgmq.pgmq import drop_queue
+from apalis_pgmq.pgmq import PgMqQueues
 
 from ._exits import show_error
 
@@ -52,8 +52,9 @@ async def own_queue(url: str, purpose: str, **settings: Any) -> AsyncGenerator[C
     try:
         yield config
     finally:
-        for queue in (config.queue, config.dead_letter_queue):
-            await drop_queue(url, queue)
+        async with PgMqQueues(url) as queues:
+            for queue in (config.queue, config.dead_letter_queue):
+                await queues.drop(queue)
 
 
 @contextmanager

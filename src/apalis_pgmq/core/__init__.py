@@ -34,6 +34,7 @@ from ._dead_letters import (
     require_dead_letter_queue,
     whole_number,
 )
+from ._dedup import DEDUP_HEADER, DedupKeys
 from ._durations import Duration, duration, moment
 from ._errors import (
     LONGEST,
@@ -71,6 +72,7 @@ __all__ = [
     "CLAIM_CHECK",
     "CONTENT_ENCODING",
     "CONTENT_HEADERS",
+    "DEDUP_HEADER",
     "ENCRYPTION_KEY",
     "GROUP_HEADER",
     "GZIP",
@@ -92,6 +94,7 @@ __all__ = [
     "DeadLetterTarget",
     "DeadLettered",
     "DecodeError",
+    "DedupKeys",
     "Duration",
     "EncodeError",
     "Engaged",

@@ -12,6 +12,7 @@ from apalis_pgmq.codecs import JsonCodec
 from apalis_pgmq.core import (
     Config,
     DeadLetter,
+    DedupKeys,
     Redrive,
     duration,
     headers_of,
@@ -26,7 +27,7 @@ from apalis_pgmq.delivery import QueueBackend
 from ._store import MemoryQueue, MemoryStore, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from apalis_pgmq.core import AnyCodec, Duration, TaskId
@@ -100,6 +101,8 @@ class MemoryBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send one message; return its id.
 
@@ -108,12 +111,16 @@ class MemoryBackend(QueueBackend[T]):
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read.
             group: the message's group, as its header ``x-pgmq-group``; None: no group.
+            dedup_key: as for `PgMqBackend.push`; remembered by this backend only.
+            dedup_window: the same.
 
         Raises:
             EncodeError: the message or its headers have no JSON form, or it is larger than ``max_payload``.
-            ConfigError: the delay is not a duration.
+            ConfigError: the delay or the window is not a duration, or the key cannot be one.
         """
-        return (await self.push_many([message], delay=delay, headers=headers, group=group))[0]
+        wait = duration("delay", delay, allow_zero=True)
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return self._add([message], wait, with_group(headers, group), keys)[0]
 
     async def push_many(
         self,
@@ -122,13 +129,18 @@ class MemoryBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: Callable[[T], str] | None = None,
+        dedup_window: Duration | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
-        Args and errors are those of `push`; delay, headers and group are the same for each message.
+        Args and errors are those of `push`; delay, headers and group are the same for each message, and ``dedup_key`` is
+        a function that returns a message's key.
         """
+        messages = list(messages)
         wait = duration("delay", delay, allow_zero=True)
-        return self._add(messages, wait, with_group(headers, group))
+        keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
+        return self._add(messages, wait, with_group(headers, group), keys)
 
     async def schedule(
         self,
@@ -137,6 +149,8 @@ class MemoryBackend(QueueBackend[T]):
         *,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send one message that becomes visible at a moment; return its id.
 
@@ -145,15 +159,18 @@ class MemoryBackend(QueueBackend[T]):
             at: when: a `datetime` with a time zone, or a `timedelta` or seconds from now. At once if it is past.
             headers: kept beside the message, for the handler to read.
             group: the message's group, as in `push`.
+            dedup_key: as in `push`.
+            dedup_window: as in `push`: from now on, not from when the message becomes visible.
 
         Raises:
             EncodeError: as `push`.
-            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead; or as `push`.
         """
         due = moment("at", at)
         if isinstance(due, datetime):
             due = max(due - datetime.now(UTC), timedelta(0))
-        return self._add([message], due, with_group(headers, group))[0]
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return self._add([message], due, with_group(headers, group), keys)[0]
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first.
@@ -215,10 +232,22 @@ class MemoryBackend(QueueBackend[T]):
         return MemoryStore(self._queue)
 
     def _add(
-        self, messages: Iterable[T], delay: timedelta, headers: Mapping[str, object] | None
+        self,
+        messages: Sequence[T],
+        delay: timedelta,
+        headers: Mapping[str, object] | None,
+        keys: DedupKeys | None,
     ) -> list[TaskId]:
-        rows = list(map(self._encoder(headers), messages))
-        ids = [self._queue.add(payload, text, delay) for payload, text in rows]
+        if keys is None:
+            rows = list(map(self._encoder(headers), messages))
+            ids = [self._queue.add(payload, text, delay) for payload, text in rows]
+        else:
+            each = zip(messages, keys.headers(headers), strict=True)
+            rows = [self._encoder(its_headers)(message) for message, its_headers in each]
+            ids = [
+                self._queue.add_once(payload, text, delay, key, keys.window)
+                for (payload, text), key in zip(rows, keys.keys, strict=True)
+            ]
         self._poke()
         return ids
 

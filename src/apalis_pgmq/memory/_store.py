@@ -64,6 +64,8 @@ class MemoryQueue:
         self._groups = Groups(self.messages)
         self._ids = itertools.count(1)
         self._dead_ids = itertools.count(1)
+        self._keys: dict[str, TaskId] = {}
+        self._expiring: list[tuple[float, str]] = []
         # May hold entries whose message is gone or has another vt by now; they are skipped.
         self._by_visibility: list[tuple[datetime, TaskId]] = []
 
@@ -76,6 +78,19 @@ class MemoryQueue:
             message.group = self._groups.add(message.id, headers)
         self.show(message, message.vt)
         return message.id
+
+    def add_once(
+        self, payload: str, headers: str | None, delay: timedelta, key: str, window: timedelta
+    ) -> TaskId:
+        """Put a message into the queue unless its key is taken; return the id of the one that has the key."""
+        now = monotonic()
+        while self._expiring and self._expiring[0][0] <= now:
+            del self._keys[heapq.heappop(self._expiring)[1]]
+        if key in self._keys:
+            return self._keys[key]
+        self._keys[key] = self.add(payload, headers, delay)
+        heapq.heappush(self._expiring, (now + window.total_seconds(), key))
+        return self._keys[key]
 
     def add_dead(self, payload: str, headers: str | None) -> TaskId:
         """Put a message into the dead-letter queue; return its id there."""

@@ -13,11 +13,14 @@ from ._errors import (
 )
 from ._pool import PgMqPool
 from ._producer import PgMqProducer
-from ._queues import create_queue, drop_queue, queue_length, sweep_bodies
+from ._queue_facts import Partitions, QueueInfo, QueueMetrics, TopicBinding
+from ._queues import PgMqQueues
+from ._topic import PgMqTopic
 from ._transaction import Transaction
 
 __all__ = [
     "BareQueue",
+    "Partitions",
     "PgMqBackend",
     "PgMqContext",
     "PgMqError",
@@ -26,11 +29,12 @@ __all__ = [
     "PgMqPool",
     "PgMqProducer",
     "PgMqQueueMissingError",
+    "PgMqQueues",
+    "PgMqTopic",
     "PgMqUnavailableError",
     "PgMqVersionError",
+    "QueueInfo",
+    "QueueMetrics",
+    "TopicBinding",
     "Transaction",
-    "create_queue",
-    "drop_queue",
-    "queue_length",
-    "sweep_bodies",
 ]

@@ -6,17 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, duration, moment, with_group
+from apalis_pgmq.core import Config, DedupKeys, duration, moment, with_group
 from apalis_pgmq.delivery import QueueBackend
 
 from ._body_table import bodies_of
 from ._context import PgMqContext
 from ._dead_letters import DeadLetters
-from ._inserts import MANY, outgoing
-from ._on_callers import send_asynchronously
+from ._inserts import MANY, packing
+from ._keyed import KeyedSink
 from ._ordered_setup import ensure_ordered
 from ._ordered_sql import ordered
-from ._pool import PgMqPool
+from ._pool import PgMqPool, pool_of
 from ._setup import ensure_queue
 from ._sink import Sink
 from ._sql import Statements
@@ -55,7 +55,7 @@ class PgMqBackend(QueueBackend[T]):
             libpq); a `PgMqPool`, which several backends share; or an `asyncpg.Pool`. Pools stay the caller's
             to close. A running worker holds three of an asyncpg pool's connections (two, and hears of nothing,
             if there are no more), each running handler with a `Transaction` one more, and a push takes one
-            for a moment.
+            for a moment, or for as long as it waits for its ``dedup_key``.
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages: a dataclass, pydantic model, TypedDict, NamedTuple, union
             or plain type. A type checker cannot infer ``T`` from a union: annotate the variable,
@@ -102,15 +102,14 @@ class PgMqBackend(QueueBackend[T]):
         super().__init__(
             Config.of(queue_or_config), message_type, JsonCodec(message_type) if codec is None else codec
         )
-        self._owns_pool = not isinstance(url_or_pool, PgMqPool)
-        if isinstance(url_or_pool, PgMqPool):
-            if prepared_statements is not None:
-                raise ConfigError("prepared_statements is for the PgMqPool: give it there")
-            self._pool = url_or_pool
-        else:
-            self._pool = PgMqPool(url_or_pool, prepared_statements=prepared_statements)
+        self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
         self._lane = self._pool.sending.lane(self._config.queue)
         self._sink = Sink(self._lane, self._ready)
+        self._keyed_sink = KeyedSink(
+            self._pool.sending_keyed.lane(self._config.queue),
+            self._pool.waiting_for_keys.lane(self._config.queue),
+            self._ready,
+        )
         self._transactions = Transactions(self._pool.source, self._config, self._ready)
         self._dead_letters = DeadLetters(self._lane, self._config, self._ready, self._poke)
         self._statements: Statements | None = None
@@ -154,6 +153,7 @@ class PgMqBackend(QueueBackend[T]):
     async def close(self) -> None:
         """Send what is waiting and close the connections; a later use opens new ones."""
         await self._sink.close()
+        await self._keyed_sink.close()
         await self._transactions.close()
         if self._owns_pool:
             await self._pool.close()
@@ -165,6 +165,8 @@ class PgMqBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
         connection: AsyncCaller | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
@@ -178,6 +180,10 @@ class PgMqBackend(QueueBackend[T]):
             headers: kept beside the message, for the handler to read; must have a JSON form.
             group: the message's group, as its header ``x-pgmq-group``: an ordered queue works one message of
                 a group at a time, in the order in which they were sent (see `Config`). None: no group.
+            dedup_key: 1 to 255 characters. A message with the key of another that was sent to the queue within
+                the window is not stored, whether or not that one was handled already, and the id of that one is
+                returned. Kept in the header ``x-dedup-key``; see docs/deduplication.md.
+            dedup_window: for how long the key is taken from now on, a `timedelta` or seconds; 5 minutes by default.
             connection: the caller's own connection to the same database: an asyncpg connection, a
                 `psycopg.AsyncConnection`, or an `AsyncSession` or `AsyncConnection` of SQLAlchemy on either of them.
                 The message is sent on it, at once, and so if and when the caller's transaction commits.
@@ -185,12 +191,14 @@ class PgMqBackend(QueueBackend[T]):
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
                 is larger than ``max_payload``; or the group makes no sense.
-            ConfigError: the delay is not a duration, or the connection of another kind.
+            ConfigError: the delay or the window is not a duration, the key cannot be one, or the connection is of
+                another kind.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
         wait = duration("delay", delay, allow_zero=True)
-        ids = await self._send([message], wait, with_group(headers, group), connection)
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        ids = await self._send([message], wait, with_group(headers, group), keys, connection)
         return ids[0]
 
     async def push_many(
@@ -200,6 +208,8 @@ class PgMqBackend(QueueBackend[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: Callable[[T], str] | None = None,
+        dedup_window: Duration | None = None,
         connection: AsyncCaller | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
@@ -212,6 +222,9 @@ class PgMqBackend(QueueBackend[T]):
             delay: how long until they become visible, a `timedelta` or seconds; none by default.
             headers: the same for each message.
             group: the same for each message, as in `push`.
+            dedup_key: returns the key of a message, as in `push`: ``lambda order: f"order-{order.number}"``. Then
+                all are one statement, and messages with the same key have the same id.
+            dedup_window: as in `push`.
             connection: as in `push`.
 
         Raises:
@@ -220,12 +233,13 @@ class PgMqBackend(QueueBackend[T]):
         messages = list(messages)
         wait = duration("delay", delay, allow_zero=True)
         headers = with_group(headers, group)
-        if connection is None and len(messages) >= MANY:
+        keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
+        if connection is None and keys is None and len(messages) >= MANY:
             ids = await self._sink.send_many(self._encoder(headers), messages, wait)
             if not wait:
                 self._poke()
             return ids
-        return await self._send(messages, wait, headers, connection) if messages else []
+        return await self._send(messages, wait, headers, keys, connection) if messages else []
 
     async def schedule(
         self,
@@ -234,6 +248,8 @@ class PgMqBackend(QueueBackend[T]):
         *,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
         connection: AsyncCaller | None = None,
     ) -> TaskId:
         """Send one message that becomes visible at a moment; return its id once it is durably stored.
@@ -244,13 +260,17 @@ class PgMqBackend(QueueBackend[T]):
                 once if it is past.
             headers: kept beside the message, for the handler to read; must have a JSON form.
             group: the message's group, as in `push`.
+            dedup_key: as in `push`.
+            dedup_window: as in `push`: from now on, not from when the message becomes visible.
             connection: as in `push`.
 
         Raises:
-            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead; or as `push`.
             EncodeError, PgMqUnavailableError, PgMqError: as `push`.
         """
-        return (await self._send([message], moment("at", at), with_group(headers, group), connection))[0]
+        due = moment("at", at)
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return (await self._send([message], due, with_group(headers, group), keys, connection))[0]
 
     async def dead_letters(self, limit: int = 100, after: int | None = None) -> list[DeadLetter]:
         """Return what is in the dead-letter queue, oldest first; nothing if there is none yet.
@@ -353,14 +373,14 @@ class PgMqBackend(QueueBackend[T]):
         messages: Sequence[T],
         due: datetime | timedelta,
         headers: Mapping[str, object] | None,
+        keys: DedupKeys | None,
         connection: AsyncCaller | None,
     ) -> list[TaskId]:
-        encode = self._encoder(headers)
+        pack = packing(self._encoder, messages, due, headers, keys)
+        sink = self._sink if keys is None else self._keyed_sink
         if connection is not None:
-            statements = await self._ready()
-            rows = outgoing(encode, messages, due)
-            return await send_asynchronously(connection, statements, rows, self._config.queue)
-        ids = await self._sink.send(lambda: outgoing(encode, messages, due))
+            return await sink.send_on(connection, pack, self._config.queue)
+        ids = await sink.send(pack)
         if not due:
             self._poke()
         return ids

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from ._connect import UrlSource
 from ._errors import DRIVER_ERRORS, PgMqError, translate
-from ._sql import INSPECT, SCHEMA, insert_channel, literal, queue_table, quote
+from ._names import SCHEMA, insert_channel, literal, queue_table, quote
+from ._setup_sql import INSPECT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence

@@ -11,7 +11,8 @@ from apalis_pgmq.core import CLAIM_CHECK
 from ._bodies import DEAD_LETTERS, Bodies, bodies_table
 from ._connect import roll_back
 from ._errors import PgMqPermissionError, PgMqQueueMissingError
-from ._sql import SCHEMA, SETUP_LOCK, quote
+from ._names import SCHEMA, quote
+from ._setup_sql import SETUP_LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

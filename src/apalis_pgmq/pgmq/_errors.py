@@ -36,7 +36,7 @@ class PgMqNotInstalledError(PgMqError):
 
 
 class PgMqVersionError(PgMqError):
-    """PGMQ is in the database, but older than 1.5.1."""
+    """PGMQ is in the database, but older than what was asked of it needs: 1.5.1 for all, 1.11 for topics."""
 
 
 class PgMqPermissionError(PgMqError):

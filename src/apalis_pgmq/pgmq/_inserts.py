@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from apalis_pgmq.core import TaskId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from apalis_pgmq.core import DedupKeys
 
     from ._sql import Statements
 
@@ -24,6 +26,8 @@ _NO_DELAY: Final = timedelta(0)
 
 Encoded: TypeAlias = tuple[str, str | None]
 """A message's payload, and its headers or None, as JSON text."""
+Encoder: TypeAlias = "Callable[[Mapping[str, object] | None], Callable[[Any], Encoded]]"
+"""Returns, for headers, what makes payload and headers of messages that are sent with them."""
 
 
 class Outgoing(NamedTuple):
@@ -34,33 +38,54 @@ class Outgoing(NamedTuple):
         headers: its headers as JSON text, or None.
         delay: how long until it becomes visible.
         at: not before when it becomes visible, by the server's clock, or None.
+        key: it is not stored if another message has this key; None: it has none.
+        window: for how long the key is taken.
     """
 
     payload: str
     headers: str | None
     delay: timedelta
     at: datetime | None = None
+    key: str | None = None
+    window: timedelta = _NO_DELAY
 
 
-def outgoing(
-    encode: Callable[[Any], Encoded], messages: Iterable[Any], due: datetime | timedelta
-) -> list[Outgoing]:
-    """Return messages as they are stored.
+def packing(
+    encoder: Encoder,
+    messages: Iterable[Any],
+    due: datetime | timedelta,
+    headers: Mapping[str, object] | None,
+    keys: DedupKeys | None,
+) -> Callable[[], list[Outgoing]]:
+    """Return what makes of messages, when it is their turn, what is stored.
 
     Args:
-        encode: makes payload and headers of one of the queue's type.
-        messages: what to send.
+        encoder: the queue's.
+        messages: what to send, of the queue's type.
         due: when they become visible: a moment or a delay.
+        headers: those of each message.
+        keys: the key of each; None: they have none.
 
     Raises:
-        EncodeError: one of them cannot be sent.
+        EncodeError: the headers have no JSON form. What is returned raises it for a message that cannot be sent.
     """
     delay, at = (_NO_DELAY, due) if isinstance(due, datetime) else (due, None)
-    return [Outgoing(*encode(message), delay, at) for message in messages]
+    if keys is None:
+        encode = encoder(headers)
+        return lambda: [Outgoing(*encode(message), delay, at) for message in messages]
+    each = list(zip(messages, keys.keys, map(encoder, keys.headers(headers)), strict=True))
+    window = keys.window
+    return lambda: [Outgoing(*encode(message), delay, at, key, window) for message, key, encode in each]
 
 
 def insert(statements: Statements, messages: Sequence[Outgoing]) -> tuple[str, tuple[object, ...]]:
-    """Return the statement that stores messages, at least one, and its arguments."""
+    """Return the statement that stores messages, at least one, and its arguments.
+
+    Either all of them have keys or none has.
+    """
+    if messages[0].key is not None:
+        payloads, headers, delays, moments, keys, windows = map(list, zip(*messages, strict=True))
+        return statements.insert_keyed, (payloads, headers, delays, moments, keys, windows)
     delay = messages[0].delay
     if all(one.at is None and one.delay == delay for one in messages):
         # As it mostly is: then there is less to send, and to take apart.
@@ -71,6 +96,17 @@ def insert(statements: Statements, messages: Sequence[Outgoing]) -> tuple[str, t
         [message.delay for message in messages],
         [message.at for message in messages],
     )
+
+
+def ids_of(messages: Sequence[Outgoing], rows: Iterable[Sequence[Any]]) -> list[TaskId]:
+    """Return the ids of messages, in their order, from what the statement of `insert` has returned for them.
+
+    That of a message whose key was taken is the id of the message that has it.
+    """
+    if messages[0].key is None:
+        return new_ids(rows)
+    ids = {key: TaskId(message_id) for key, message_id in rows}
+    return [ids[message.key] for message in messages]
 
 
 def take(encoded: Iterator[Encoded], most: int = PART) -> list[Encoded]:

@@ -14,7 +14,9 @@ from apalis_pgmq.delivery import Backoff
 
 from ._connect import bounded, is_pooled, statement_timeout
 from ._errors import DRIVER_ERRORS
-from ._sql import ANNOUNCED, RANK, UNRANK, insert_channel, queue_table
+from ._names import insert_channel, queue_table
+from ._setup_sql import ANNOUNCED
+from ._sql import RANK, UNRANK
 from ._turns import Turn
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from apalis_pgmq.core import ApalisError
 
 from ._errors import translate
-from ._inserts import insert, new_ids
-from .callers import asynchronous, driver_error, synchronous
+from ._inserts import ids_of, insert
+from .callers import asynchronous, driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ._inserts import Outgoing
     from ._sql import Statements
-    from .callers import AsyncCaller, SyncCaller
+    from .callers import AsyncCaller, SyncFetch
 
 SERVER: Final = "PostgreSQL behind the given connection"
 """What errors call it."""
@@ -36,16 +36,15 @@ async def send_asynchronously(
     """
     fetch = asynchronous(connection)
     with translated(SERVER, queue):
-        return new_ids(await fetch(*insert(statements, messages)))
+        return ids_of(messages, await fetch(*insert(statements, messages)))
 
 
 def send_synchronously(
-    connection: SyncCaller, statements: Statements, messages: Sequence[Outgoing], queue: str
+    fetch: SyncFetch, statements: Statements, messages: Sequence[Outgoing], queue: str, server: str = SERVER
 ) -> list[TaskId]:
-    """Store messages as `send_asynchronously` does; the same errors."""
-    fetch = synchronous(connection)
-    with translated(SERVER, queue):
-        return new_ids(fetch(*insert(statements, messages)))
+    """Store messages as `send_asynchronously` does, by what sends statements; the same errors."""
+    with translated(server, queue):
+        return ids_of(messages, fetch(*insert(statements, messages)))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ._errors import PgMqPermissionError
+from ._names import queue_table
 from ._ordered_sql import INSPECT_ORDERED, names, ordering
-from ._sql import SETUP_LOCK, queue_table
+from ._setup_sql import SETUP_LOCK
 
 if TYPE_CHECKING:
     from ._connect import Connection

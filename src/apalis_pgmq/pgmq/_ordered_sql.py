@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from apalis_pgmq.core import GROUP_HEADER
 
-from ._sql import _FENCE, _FENCE_ARRAYS, _FENCE_COLUMNS, SCHEMA, insert_channel, literal, queue_table, quote
+from ._names import SCHEMA, insert_channel, literal, queue_table, quote
+from ._sql import _FENCE, _FENCE_ARRAYS, _FENCE_COLUMNS
 
 if TYPE_CHECKING:
     from ._bodies import Bodies

@@ -33,6 +33,8 @@ _PLANNING: Final = {
 # for the disk. What removes messages does wait.
 _CLAIMING: Final = {**_PLANNING, "synchronous_commit": "off"}
 _SETTLING: Final = {**_PLANNING, SETTLES: "on"}
+# What has to wait for somebody else's transaction waits on a connection of its own.
+_IMPATIENT: Final = {"lock_timeout": "200ms"}
 
 
 class PgMqPool:
@@ -44,9 +46,9 @@ class PgMqPool:
             emails = PgMqBackend(pool, "emails", EmailMessage)
             bills = PgMqBackend(pool, "bills", Bill)
 
-    One connection listens for all queues. Claiming, settling and sending have up to ``size`` each, opened as
-    they are needed; each running handler with a `Transaction` has one of its own. A backend that is given a
-    URL makes a pool for itself. One pool serves one event loop.
+    One connection listens for all queues. Claiming, settling, sending, sending with keys, and waiting for a key, have
+    up to ``size`` each, opened as they are needed; each running handler with a `Transaction` has one of its own. A
+    backend that is given a URL makes a pool for itself. One pool serves one event loop.
 
     Args:
         url_or_pool: a ``postgres://`` or ``postgresql://`` URL, or an `asyncpg.Pool`, which stays the caller's
@@ -74,7 +76,11 @@ class PgMqPool:
         else:
             raise ConfigError(f"a database URL, a PgMqPool or an asyncpg.Pool is needed, not {url_or_pool!r}")
         # A connection of the program's own pool is not kept from it for the sake of a push now and then.
-        self.sending = Lanes(self.source, size=size, hold=not isinstance(self.source, PoolSource))
+        hold = not isinstance(self.source, PoolSource)
+        self.sending = Lanes(self.source, size=size, hold=hold)
+        # These may have to wait for somebody else's transaction, and others that send must not wait with them.
+        self.sending_keyed = Lanes(self.source, size=size, settings=_IMPATIENT, hold=hold)
+        self.waiting_for_keys = Lanes(self.source, size=size, hold=hold)
         self.claiming = Lanes(self.source, size=size, settings=_CLAIMING)
         self.settling = Lanes(self.source, size=size, settings=_SETTLING)
         self.listener = Listener(self.source)
@@ -100,6 +106,8 @@ class PgMqPool:
         await self.claiming.close()
         await self.settling.close()
         await self.sending.close()
+        await self.sending_keyed.close()
+        await self.waiting_for_keys.close()
 
     def engage(self) -> None:
         """Count one more consumer that works with these connections."""
@@ -112,3 +120,18 @@ class PgMqPool:
             await self.listener.close()
             await self.claiming.close()
             await self.settling.close()
+
+
+def pool_of(
+    url_or_pool: str | asyncpg.Pool[Any] | PgMqPool, *, prepared_statements: bool | None
+) -> tuple[PgMqPool, bool]:
+    """Return the pool that is given, or one made of what is given, and whether it is ours to close.
+
+    Raises:
+        ConfigError: neither a URL nor a pool; or ``prepared_statements`` together with a `PgMqPool`.
+    """
+    if not isinstance(url_or_pool, PgMqPool):
+        return PgMqPool(url_or_pool, prepared_statements=prepared_statements), True
+    if prepared_statements is not None:
+        raise ConfigError("prepared_statements is for the PgMqPool: give it there")
+    return url_or_pool, False

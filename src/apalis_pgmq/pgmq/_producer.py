@@ -7,24 +7,28 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from apalis_pgmq.codecs import JsonCodec
-from apalis_pgmq.core import Config, ConfigError, duration, moment, whole_number, with_group
+from apalis_pgmq.core import Config, ConfigError, DedupKeys, duration, moment, whole_number, with_group
 from apalis_pgmq.delivery import encoder
 
 from ._body_table import bodies_there
 from ._connect import address_of
-from ._inserts import MANY, insert, insert_part, new_ids, outgoing, take
+from ._inserts import MANY, insert_part, new_ids, packing, take
+from ._keys import Keys, ensure_keys, require_keys, tidy
+from ._names import queue_table
 from ._on_callers import SERVER, send_synchronously, translated
 from ._setup import ensure_queue_on, existing_queue
-from ._sql import INSPECT, Statements, queue_table
+from ._setup_sql import INSPECT
+from ._sql import Statements
 from .callers import OwnConnections, complete, synchronous
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
 
     from apalis_pgmq.core import AnyCodec, Duration, TaskId
 
+    from ._inserts import Encoded
     from ._setup import Found
     from .callers import SyncCaller, SyncFetch, SyncPort
 
@@ -108,6 +112,7 @@ class PgMqProducer(Generic[T]):
             synchronous(url_or_connection)  # refuses what it could not use
             self._given = url_or_connection
         self._statements: Statements | None = None
+        self._keys = Keys()
         self._setup_lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -164,6 +169,8 @@ class PgMqProducer(Generic[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
         connection: SyncCaller | None = None,
     ) -> TaskId:
         """Send one message; return its id once it is durably stored.
@@ -173,6 +180,8 @@ class PgMqProducer(Generic[T]):
             delay: how long until it becomes visible, a `timedelta` or seconds; none by default.
             headers: kept beside the message, for the handler to read; must have a JSON form.
             group: the message's group, as in `PgMqBackend.push`.
+            dedup_key: not stored again if another message has this key, as in `PgMqBackend.push`.
+            dedup_window: for how long the key is taken, as in `PgMqBackend.push`.
             connection: the caller's own connection to the same database: one of psycopg or psycopg2, a `Session` or
                 `Connection` of SQLAlchemy on either of them, or `django.db.connection`. The message is sent on it, at
                 once, and so if and when the caller's transaction commits.
@@ -180,12 +189,14 @@ class PgMqProducer(Generic[T]):
         Raises:
             EncodeError: the message or its headers have no JSON form, or none that PostgreSQL stores; or it
                 is larger than ``max_payload``.
-            ConfigError: the delay is not a duration, or the connection of another kind.
+            ConfigError: the delay or the window is not a duration, the key cannot be one, or the connection is of
+                another kind.
             PgMqUnavailableError: the server did not answer; the message may or may not have been stored.
             PgMqError: the server refused it.
         """
         wait = duration("delay", delay, allow_zero=True)
-        return self._send([message], wait, with_group(headers, group), connection)[0]
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return self._send([message], wait, with_group(headers, group), keys, connection)[0]
 
     def push_many(
         self,
@@ -194,19 +205,23 @@ class PgMqProducer(Generic[T]):
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: Callable[[T], str] | None = None,
+        dedup_window: Duration | None = None,
         connection: SyncCaller | None = None,
     ) -> list[TaskId]:
         """Send messages, all or none; return their ids in the same order.
 
         Less than 2,000, or whatever is sent on a connection of the caller's, are one statement; more are several in
-        one transaction. Arguments and errors are those of `push`; delay, headers and group are the same for each message.
+        one transaction. Arguments and errors are those of `push`; delay, headers and group are the same for each message, and
+        ``dedup_key`` is a function that returns a message's key: with one, all are one statement.
         """
         messages = list(messages)
         wait = duration("delay", delay, allow_zero=True)
         headers = with_group(headers, group)
-        if connection is None and self._given is None and len(messages) >= MANY:
+        keys = DedupKeys.of_many(dedup_key, messages, dedup_window)
+        if connection is None and self._given is None and keys is None and len(messages) >= MANY:
             return self._send_parts(messages, wait, headers)
-        return self._send(messages, wait, headers, connection) if messages else []
+        return self._send(messages, wait, headers, keys, connection) if messages else []
 
     def schedule(
         self,
@@ -215,6 +230,8 @@ class PgMqProducer(Generic[T]):
         *,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
         connection: SyncCaller | None = None,
     ) -> TaskId:
         """Send one message that becomes visible at a moment; return its id once it is durably stored.
@@ -225,34 +242,52 @@ class PgMqProducer(Generic[T]):
                 once if it is past.
             headers: kept beside the message, for the handler to read; must have a JSON form.
             group: as in `push`.
+            dedup_key: as in `push`.
+            dedup_window: as in `push`: from now on, not from when the message becomes visible.
             connection: as in `push`.
 
         Raises:
-            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead.
+            ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead; or as `push`.
             EncodeError, PgMqUnavailableError, PgMqError: as `push`.
         """
-        return self._send([message], moment("at", at), with_group(headers, group), connection)[0]
+        due = moment("at", at)
+        keys = DedupKeys.of_one(dedup_key, dedup_window)
+        return self._send([message], due, with_group(headers, group), keys, connection)[0]
 
     def _send(
         self,
         messages: list[T],
         due: datetime | timedelta,
         headers: Mapping[str, object] | None,
+        keys: DedupKeys | None,
         connection: SyncCaller | None,
     ) -> list[TaskId]:
-        rows = outgoing(encoder(self._codec, self._config, headers), messages, due)
+        rows = packing(self._encoder, messages, due, headers, keys)()
         given = self._given if connection is None else connection
         if given is not None:
-            statements = self._statements or self._look(synchronous(given))
-            return send_synchronously(given, statements, rows, self.queue)
+            fetch = synchronous(given)
+            statements = self._statements or self._look(fetch)
+            if keys is None:
+                return send_synchronously(fetch, statements, rows, self.queue)
+            self._look_for_keys(fetch)
+            with self._keys.used():
+                return send_synchronously(fetch, statements, rows, self.queue)
         with translated(self._address, self.queue), self._connections.port() as port:
-            return new_ids(port.fetch_rows(*insert(self._ready(port), rows)))
+            statements = self._ready(port)
+            if keys is None:
+                return send_synchronously(port.fetch_rows, statements, rows, self.queue, self._address)
+            self._ready_keys(port)
+            with self._keys.used():
+                ids = send_synchronously(port.fetch_rows, statements, rows, self.queue, self._address)
+            if self._keys.are_due():
+                complete(tidy(port.fetch))
+            return ids
 
     def _send_parts(
         self, messages: list[T], delay: timedelta, headers: Mapping[str, object] | None
     ) -> list[TaskId]:
         rows: list[Any] = []
-        encoded, left = map(encoder(self._codec, self._config, headers), messages), len(messages)
+        encoded, left = map(self._encoder(headers), messages), len(messages)
         with translated(self._address, self.queue), self._connections.port() as port:
             statements = self._ready(port)
             with port.transaction_block():
@@ -260,6 +295,9 @@ class PgMqProducer(Generic[T]):
                     rows += port.fetch_rows(*insert_part(statements, part, delay, left))
                     left -= len(part)
         return new_ids(rows)
+
+    def _encoder(self, headers: Mapping[str, object] | None) -> Callable[[T], Encoded]:
+        return encoder(self._codec, self._config, headers)
 
     @property
     def _connections(self) -> OwnConnections:
@@ -273,6 +311,17 @@ class PgMqProducer(Generic[T]):
                     found = complete(ensure_queue_on(port, self.queue))
                     self._statements = self._statements_for(found, port.fetch_rows)
         return self._statements
+
+    def _ready_keys(self, port: SyncPort) -> None:
+        if not self._keys.are_there:
+            complete(ensure_keys(port))
+            self._keys.are_there = True
+
+    def _look_for_keys(self, fetch: SyncFetch) -> None:
+        if not self._keys.are_there:
+            with translated(SERVER, self.queue):
+                require_keys(fetch, self.queue)
+            self._keys.are_there = True
 
     def _look(self, fetch: SyncFetch) -> Statements:
         """Look at the queue on the caller's connection, where none is made: that would lock out others."""

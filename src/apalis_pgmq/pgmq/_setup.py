@@ -17,16 +17,8 @@ from ._errors import (
     PgMqQueueMissingError,
     PgMqVersionError,
 )
-from ._sql import (
-    CREATE_EXTENSION,
-    CREATE_QUEUE,
-    INSPECT,
-    NOTIFY_FUNCTION,
-    SETUP_LOCK,
-    insert_channel,
-    notify_trigger,
-    queue_table,
-)
+from ._names import insert_channel, queue_table
+from ._setup_sql import CREATE_EXTENSION, CREATE_QUEUE, INSPECT, NOTIFY_FUNCTION, SETUP_LOCK, notify_trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,12 +63,12 @@ class Found:
     is_announced: bool
 
 
-async def ensure_queue(lane: Lane, queue: str, *, notify: bool = True) -> Found:
+async def ensure_queue(lane: Lane, queue: str) -> Found:
     """Make sure that PGMQ and the queue are there.
 
     Where both are there, this is one query of the catalogues. Otherwise PGMQ is installed, as an
-    extension or from the SQL of the ``pgmq`` package, and the queue created, under an advisory lock. Unless
-    ``notify`` is False, a new queue is given the trigger that announces inserts, if the role may do that.
+    extension or from the SQL of the ``pgmq`` package, and the queue created, under an advisory lock. A new
+    queue is given the trigger that announces inserts, if the role may do that.
 
     Raises:
         PgMqNotInstalledError: PGMQ is not there and can be had neither way.
@@ -85,18 +77,22 @@ async def ensure_queue(lane: Lane, queue: str, *, notify: bool = True) -> Found:
         PgMqUnavailableError: the server does not answer now.
     """
     async with lane.connection() as connection:
-        return await ensure_queue_on(connection, queue, notify=notify)
+        return await ensure_queue_on(connection, queue)
 
 
-async def ensure_queue_on(port: Port, queue: str, *, notify: bool = True) -> Found:
+async def ensure_queue_on(port: Port, queue: str) -> Found:
     """Make sure, as `ensure_queue` does, on a connection of any driver."""
     found = await _inspect(port, queue)
     if not found["has_queue"]:
         try:
-            found = await _create(port, queue, notify=notify)
+            async with port.transaction():
+                if not (await lock_and_inspect(port, queue))["has_queue"]:
+                    await create(port, queue, CREATE_QUEUE, queue)
+                    await _try_to_add_trigger(port, queue)
         except (asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
             # Somebody who does not know our lock was faster.
-            found = await _inspect(port, queue)
+            pass
+        found = await _inspect(port, queue)
     return _found(found)
 
 
@@ -123,38 +119,42 @@ def _found(found: Mapping[str, Any]) -> Found:
     return Found(bool(found["has_last_read_at"]), bool(found["is_announced"]))
 
 
-async def announce_inserts(connection: Port, queue: str) -> None:
-    """Give a queue the trigger that announces every insert, unless it has it."""
-    async with connection.transaction():
-        await connection.execute(SETUP_LOCK)
-        if not (await _inspect(connection, queue))["is_announced"]:
-            await _add_trigger(connection, queue)
+async def lock_and_inspect(connection: Port, queue: str) -> Mapping[str, Any]:
+    """Begin what makes queues, inside a transaction: alone of its kind, and with PGMQ there.
+
+    Returns:
+        What was found, as `INSPECT` names it.
+
+    Raises:
+        PgMqError: as `ensure_queue`.
+    """
+    await connection.execute(SETUP_LOCK)
+    found = await _inspect(connection, queue)
+    if not found["has_meta"]:
+        await _install(connection, is_available=found["is_available"])
+    return found
 
 
-async def _create(connection: Port, queue: str, *, notify: bool) -> Mapping[str, Any]:
-    async with connection.transaction():
-        await connection.execute(SETUP_LOCK)
-        found = await _inspect(connection, queue)
-        if not found["has_meta"]:
-            await _install(connection, is_available=found["is_available"])
-        if not found["has_queue"]:
-            try:
-                await connection.execute(CREATE_QUEUE, queue)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise PgMqPermissionError(
-                    f"the database role may not create queue {queue!r}: {error}; create it as a role that "
-                    f"may, with 'apalis-pgmq setup' or SELECT pgmq.create('{queue}')"
-                ) from error
-            logger.info("created queue %s", queue, extra={"queue": queue})
-            if notify:
-                await _try_to_add_trigger(connection, queue)
-        return await _inspect(connection, queue)
+async def create(connection: Port, queue: str, sql: str, *arguments: str) -> None:
+    """Create a queue that is not there yet.
+
+    Raises:
+        PgMqPermissionError: the role may not.
+    """
+    try:
+        await connection.execute(sql, *arguments)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise PgMqPermissionError(
+            f"the database role may not create queue {queue!r}: {error}; create it as a role that "
+            f"may, with 'apalis-pgmq setup' or SELECT pgmq.create('{queue}')"
+        ) from error
+    logger.info("created queue %s", queue, extra={"queue": queue})
 
 
 async def _try_to_add_trigger(connection: Port, queue: str) -> None:
     try:
         async with connection.transaction():
-            await _add_trigger(connection, queue)
+            await add_trigger(connection, queue)
     except asyncpg.InsufficientPrivilegeError as error:
         logger.info(
             "queue %s does not announce its messages and is polled instead: %s",
@@ -164,7 +164,8 @@ async def _try_to_add_trigger(connection: Port, queue: str) -> None:
         )
 
 
-async def _add_trigger(connection: Port, queue: str) -> None:
+async def add_trigger(connection: Port, queue: str) -> None:
+    """Give a queue the trigger that announces every insert."""
     if insert_channel(queue) is not None:
         await connection.execute(NOTIFY_FUNCTION)
         await connection.execute(notify_trigger(queue))

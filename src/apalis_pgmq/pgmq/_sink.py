@@ -12,10 +12,11 @@ import asyncpg
 from apalis_pgmq.core import EncodeError
 
 from ._connect import bounded, roll_back
-from ._inserts import MOST_CHARACTERS, PART, insert, insert_part, new_ids, take
+from ._inserts import MOST_CHARACTERS, PART, ids_of, insert, insert_part, new_ids, take
+from ._on_callers import send_asynchronously
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from datetime import timedelta
 
     from apalis_pgmq.core import TaskId
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ._inserts import Encoded, Outgoing
     from ._lanes import Lane
     from ._sql import Statements
+    from .callers import AsyncCaller
 
 _MOST_MESSAGES: Final = 10_000
 """Messages that are sent by one statement, unless one call alone brings more; and that wait to be sent."""
@@ -85,13 +87,22 @@ class Sink:
             characters = sum(len(message.payload) + len(message.headers or "") for message in messages)
             parcel = Parcel(messages, characters, asyncio.get_running_loop().create_future())
             self._waiting.append(parcel)
-            self._messages += len(messages)
-            self._characters += characters
+            self._count(parcel)
         finally:
             self._let_in()
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
+        self._send_soon()
         return await parcel.sent
+
+    async def send_on(
+        self, connection: AsyncCaller, pack: Callable[[], Sequence[Outgoing]], queue: str
+    ) -> list[TaskId]:
+        """Store messages by one statement on the caller's connection, and so in its transaction.
+
+        Raises:
+            ConfigError: the connection is of no kind that is supported.
+            EncodeError, PgMqUnavailableError, PgMqError: as `send`.
+        """
+        return await send_asynchronously(connection, await self._ready(), pack(), queue)
 
     async def send_many(
         self, encode: Callable[[Any], Encoded], messages: Sequence[Any], delay: timedelta
@@ -137,11 +148,15 @@ class Sink:
 
     async def close(self) -> None:
         """Send what is waiting."""
-        while self._sender is not None or self._line:
-            if self._sender is not None:
-                await asyncio.wait([self._sender])
+        while (under_way := self._under_way()) or self._line:
+            if under_way:
+                await asyncio.wait(under_way)
             else:
                 await asyncio.sleep(0)  # who was let in begins to send
+
+    def _under_way(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that send now."""
+        return [] if self._sender is None else [self._sender]
 
     def _is_full(self) -> bool:
         return self._messages >= _MOST_MESSAGES or self._characters >= MOST_CHARACTERS
@@ -162,16 +177,25 @@ class Sink:
         if self._line and not self._line[0].done() and not self._is_full():
             self._line[0].set_result(None)
 
+    def _count(self, parcel: Parcel, sign: int = 1) -> None:
+        """Count a parcel that waits to be sent, or one less."""
+        self._messages += sign * len(parcel.messages)
+        self._characters += sign * parcel.characters
+
+    def _send_soon(self) -> None:
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_waiting(), name="apalis-pgmq sink")
+
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
                 await self._send_together(self._take())
         finally:
             self._sender = None
-            for parcel in self._waiting:
+            while self._waiting:
+                parcel = self._waiting.popleft()
+                self._count(parcel, -1)
                 parcel.sent.cancel()
-            self._waiting.clear()
-            self._messages = self._characters = 0
             self._let_in()
 
     def _take(self) -> list[Parcel]:
@@ -185,8 +209,7 @@ class Sink:
             if parcels and (messages > _MOST_MESSAGES or characters > MOST_CHARACTERS):
                 break
             self._waiting.popleft()
-            self._messages -= len(parcel.messages)
-            self._characters -= parcel.characters
+            self._count(parcel, -1)
             if not parcel.sent.done():
                 parcels.append(parcel)
         self._let_in()
@@ -198,8 +221,8 @@ class Sink:
         try:
             ids = await self._insert(parcels)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait for the parcels
-            if len(parcels) == 1 or not _concerns_one(error):
-                _fail(parcels, error)
+            if len(parcels) == 1 or not self._concerns_one(error):
+                self._give_up(parcels, error)
                 return
             # One of them is at fault: the others must not suffer for it.
             middle = len(parcels) // 2
@@ -210,17 +233,24 @@ class Sink:
                 parcel.sent.cancel()
             raise
         else:
-            start = 0
-            for parcel in parcels:
-                end = start + len(parcel.messages)
-                if not parcel.sent.done():
-                    parcel.sent.set_result(ids[start:end])
-                start = end
+            deliver(parcels, ids)
 
     async def _insert(self, parcels: Sequence[Parcel]) -> list[TaskId]:
+        return await self._insert_by(self._lane, parcels)
+
+    async def _insert_by(self, lane: Lane, parcels: Sequence[Parcel]) -> list[TaskId]:
         statements = await self._ready()
-        sql, arguments = insert(statements, [message for parcel in parcels for message in parcel.messages])
-        return new_ids(await self._lane.fetch(sql, *arguments))
+        messages = [message for parcel in parcels for message in parcel.messages]
+        sql, arguments = insert(statements, messages)
+        return ids_of(messages, await lane.fetch(sql, *arguments))
+
+    def _concerns_one(self, error: Exception) -> bool:
+        """Tell whether a statement failed for what is in one of its messages."""
+        return isinstance(error, EncodeError) or isinstance(error.__cause__, _OF_ONE_MESSAGE)
+
+    def _give_up(self, parcels: Sequence[Parcel], error: Exception) -> None:
+        """Tell those who wait for parcels what has become of them."""
+        fail(parcels, error)
 
 
 async def _part_of(encoded: Iterator[Encoded]) -> list[Encoded]:
@@ -238,12 +268,18 @@ async def _part_of(encoded: Iterator[Encoded]) -> list[Encoded]:
     return part
 
 
-def _concerns_one(error: Exception) -> bool:
-    """Tell whether a statement failed for what is in one of its messages."""
-    return isinstance(error, EncodeError) or isinstance(error.__cause__, _OF_ONE_MESSAGE)
+def deliver(parcels: Sequence[Parcel], ids: Sequence[TaskId]) -> None:
+    """Tell those who wait for parcels their messages' ids."""
+    start = 0
+    for parcel in parcels:
+        end = start + len(parcel.messages)
+        if not parcel.sent.done():
+            parcel.sent.set_result(list(ids[start:end]))
+        start = end
 
 
-def _fail(parcels: Sequence[Parcel], error: Exception) -> None:
+def fail(parcels: Iterable[Parcel], error: Exception) -> None:
+    """Tell those who wait for parcels what went wrong."""
     for parcel in parcels:
         if not parcel.sent.done():
             parcel.sent.set_exception(error)

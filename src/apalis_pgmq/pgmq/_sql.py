@@ -1,4 +1,4 @@
-"""Every statement that is sent, in one place.
+"""The statements that workers and senders send.
 
 They go straight to PGMQ's tables: ``pgmq.q_<queue>`` and ``pgmq.a_<queue>``. Every parameter is cast, since
 PGMQ's functions are overloaded, and JSON travels as text, so that a type codec that a program has set on
@@ -16,48 +16,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._bodies import Bodies
+from ._keyed_sql import keyed_insert
+from ._names import SCHEMA, archive_table, insert_channel, literal, queue_table, quote
 
-SCHEMA: Final = "pgmq"
-
-NOTIFY_TRIGGER: Final = "apalis_pgmq_notify"
-_ANNOUNCES: Final = f"t.tgname = '{NOTIFY_TRIGGER}' AND t.tgenabled IN ('O', 'A')"
-"""Whether a trigger ``t`` is ours, and enabled."""
-
-INSPECT: Final = f"""
-SELECT
-    n.oid IS NOT NULL AS has_schema,
-    coalesce(has_schema_privilege(n.oid, 'USAGE'), false) AS has_usage,
-    (SELECT extversion FROM pg_extension WHERE extname = 'pgmq') AS version,
-    EXISTS (
-        SELECT FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
-        WHERE c.relnamespace = n.oid AND c.relname = 'message_record' AND a.attname = 'headers'
-    ) AS has_headers,
-    EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = 'meta') AS has_meta,
-    EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid AND relname = $1::text) AS has_queue,
-    EXISTS (
-        SELECT FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
-        WHERE c.relnamespace = n.oid AND c.relname = $1::text AND a.attname = 'last_read_at'
-          AND NOT a.attisdropped
-    ) AS has_last_read_at,
-    EXISTS (
-        SELECT FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-        WHERE c.relnamespace = n.oid AND c.relname = $1::text AND {_ANNOUNCES}
-    ) AS is_announced,
-    EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pgmq') AS is_available
-FROM (VALUES (1)) AS one LEFT JOIN pg_namespace AS n ON n.nspname = 'pgmq'
-"""
-"""What of PGMQ is there; ``$1`` is the queue's table, without schema. Reads catalogues only, which
-everybody may."""
-
-SETUP_LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('apalis-pgmq setup', 0))"
 SESSION: Final = "SELECT state, state_change FROM pg_stat_activity WHERE pid = $1::int"
 """What a session is at, by its process id; whose it is may see it."""
-ANNOUNCED: Final = f"""
-SELECT c.relname FROM pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid
-WHERE c.relnamespace = 'pgmq'::regnamespace AND c.relname = ANY ($1::text[]) AND {_ANNOUNCES}
-"""
-"""Which of these tables announce every insert."""
-
 RANK: Final = """
 SELECT (
     SELECT n FROM generate_series(0, $2::int - 1) AS n
@@ -70,78 +33,11 @@ UNRANK: Final = "SELECT pg_advisory_unlock($1::int, $2::int)"
 
 HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::text)"
 """Have the other workers of a queue look for messages, on their channel."""
-CREATE_EXTENSION: Final = "CREATE EXTENSION IF NOT EXISTS pgmq CASCADE"
-CREATE_QUEUE: Final = "SELECT pgmq.create($1::text)"
-
-NOTIFY_FUNCTION: Final = """
-CREATE OR REPLACE FUNCTION pgmq.apalis_pgmq_notify() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    PERFORM pg_catalog.pg_notify(
-        'pgmq.' || TG_TABLE_NAME || '.INSERT', pg_catalog.pg_current_xact_id()::pg_catalog.text
-    );
-    RETURN NULL;
-END $$
-"""
-"""Announces inserts as PGMQ's own trigger does, but once per statement and without waiting for anybody. PGMQ's
-updates a row that all senders of a queue share, for each message."""
-
-_LONGEST_CHANNEL: Final = 63
-"""PostgreSQL's bound, in bytes."""
 _FENCE: Final = "m.msg_id = f.msg_id AND m.read_ct = f.read_ct AND m.vt = ($4::timestamptz[])[f.vt_number]"
 _FENCE_ARRAYS: Final = "$1::text::bigint[], $2::text::int[], $3::text::int[]"
 _FENCE_COLUMNS: Final = "msg_id, read_ct, vt_number"
 _LARGE: Final = 64 * 1024
 """Bytes of a message from which on it is returned in a row of its own: a value of PostgreSQL's is 1 GiB at most."""
-
-
-def quote(identifier: str) -> str:
-    """Return an identifier as SQL. The one place where names become SQL."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def queue_table(queue: str) -> str:
-    """Return the name of a queue's table, without schema; PGMQ lower-cases it."""
-    return f"q_{queue}".lower()
-
-
-def archive_table(queue: str) -> str:
-    """Return the name of a queue's archive table, without schema; PGMQ lower-cases it."""
-    return f"a_{queue}".lower()
-
-
-def insert_channel(queue: str) -> str | None:
-    """Return the channel on which inserts are announced, PGMQ's own; None if PostgreSQL took no such name."""
-    channel = f"{SCHEMA}.{queue_table(queue)}.INSERT"
-    return channel if len(channel.encode()) <= _LONGEST_CHANNEL else None
-
-
-def literal(text: str) -> str:
-    """Return a text as SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def notify_trigger(queue: str) -> str:
-    """Return the statements that have every insert into a queue announced."""
-    table = f"{SCHEMA}.{quote(queue_table(queue))}"
-    return f"""
-        DROP TRIGGER IF EXISTS {NOTIFY_TRIGGER} ON {table};
-        CREATE TRIGGER {NOTIFY_TRIGGER} AFTER INSERT ON {table}
-        FOR EACH STATEMENT EXECUTE FUNCTION pgmq.apalis_pgmq_notify()
-    """
-
-
-def autovacuum(queue: str) -> str:
-    """Return the statement that has a queue's table vacuumed as often as a queue needs it.
-
-    PostgreSQL's defaults wait for a fifth of a table to be dead, and for a pause after each few pages.
-    """
-    return f"""
-        ALTER TABLE {SCHEMA}.{quote(queue_table(queue))} SET (
-            autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
-            autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 50000,
-            autovacuum_vacuum_cost_delay = 0
-        )
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +71,7 @@ class Statements:
         insert_part: of a transaction that sends many: ``$1`` payloads, a line each, ``$2`` their headers, ``$3`` their
             delay, ``$4`` how many are not sent yet, with these; otherwise as `insert`.
         insert_part_each: the same, ``$2`` the headers of each, a line each, empty for none.
+        insert_keyed: see `keyed_insert`. Announces as `insert`.
         dead_letters: of the dead-letter queue, ``$1`` after which id, ``$2`` how many; oldest first.
         newest_dead_letter: the greatest id of the dead-letter queue.
         redrive: ``$1`` after which id, ``$2`` up to which, ``$3`` how many; moves back from the dead-letter
@@ -199,6 +96,7 @@ class Statements:
     insert: str
     insert_part: str
     insert_part_each: str
+    insert_keyed: str
     dead_letters: str
     newest_dead_letter: str
     redrive: str
@@ -437,6 +335,7 @@ class Statements:
                 f"unnest({lines}, string_to_array($2::text, E'\n', '')) {ordinality} (message, headers, position)",
                 of_part,
             ),
+            insert_keyed=keyed_insert(q, None if is_announced else announcement, bodies),
             dead_letters=f"""
                 SELECT msg_id, {bodies.payload}::text, headers::text FROM {dead} AS m
                 WHERE msg_id > $1::bigint ORDER BY msg_id LIMIT $2::bigint

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("apalis_pgmq")
 
 M = TypeVar("M")
-M_contra = TypeVar("M_contra", contravariant=True)
 
 _COMMIT_BOUND: Final = 2
 """How many times as long as a statement may take the server waits for the commit once a message is removed."""
@@ -46,16 +45,18 @@ _TRIES: Final = 3
 """How often to look for a message whose lease is being extended at the same moment."""
 
 
-class TransactionalSink(Protocol[M_contra]):
+class TransactionalSink(Protocol[M]):
     """What a transaction needs of a backend to send to it; `PgMqBackend` is one."""
 
     async def push(
         self,
-        message: M_contra,
+        message: M,
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
         group: str | None = ...,
+        dedup_key: str | None = ...,
+        dedup_window: Duration | None = ...,
         connection: Connection | None = ...,
     ) -> TaskId:
         """Send a message on the given connection."""
@@ -63,11 +64,13 @@ class TransactionalSink(Protocol[M_contra]):
 
     async def push_many(
         self,
-        messages: Iterable[M_contra],
+        messages: Iterable[M],
         *,
         delay: Duration = ...,
         headers: Mapping[str, object] | None = ...,
         group: str | None = ...,
+        dedup_key: Callable[[M], str] | None = ...,
+        dedup_window: Duration | None = ...,
         connection: Connection | None = ...,
     ) -> list[TaskId]:
         """Send messages on the given connection."""
@@ -75,11 +78,13 @@ class TransactionalSink(Protocol[M_contra]):
 
     async def schedule(
         self,
-        message: M_contra,
+        message: M,
         at: datetime | Duration,
         *,
         headers: Mapping[str, object] | None = ...,
         group: str | None = ...,
+        dedup_key: str | None = ...,
+        dedup_window: Duration | None = ...,
         connection: Connection | None = ...,
     ) -> TaskId:
         """Send a message for later on the given connection."""
@@ -111,10 +116,18 @@ class Transaction:
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send a message to a queue of the same database, if and when the transaction commits."""
         return await backend.push(
-            message, delay=delay, headers=headers, group=group, connection=self.connection
+            message,
+            delay=delay,
+            headers=headers,
+            group=group,
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            connection=self.connection,
         )
 
     async def push_many(
@@ -125,10 +138,18 @@ class Transaction:
         delay: Duration = 0,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: Callable[[M], str] | None = None,
+        dedup_window: Duration | None = None,
     ) -> list[TaskId]:
         """Send messages to a queue of the same database, if and when the transaction commits."""
         return await backend.push_many(
-            messages, delay=delay, headers=headers, group=group, connection=self.connection
+            messages,
+            delay=delay,
+            headers=headers,
+            group=group,
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            connection=self.connection,
         )
 
     async def schedule(
@@ -139,9 +160,19 @@ class Transaction:
         *,
         headers: Mapping[str, object] | None = None,
         group: str | None = None,
+        dedup_key: str | None = None,
+        dedup_window: Duration | None = None,
     ) -> TaskId:
         """Send a message for later to a queue of the same database, if and when the transaction commits."""
-        return await backend.schedule(message, at, headers=headers, group=group, connection=self.connection)
+        return await backend.schedule(
+            message,
+            at,
+            headers=headers,
+            group=group,
+            dedup_key=dedup_key,
+            dedup_window=dedup_window,
+            connection=self.connection,
+        )
 
 
 class Transactions:

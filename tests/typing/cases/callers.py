@@ -10,7 +10,7 @@ import sqlalchemy
 from sqlalchemy import orm
 from sqlalchemy.ext import asyncio as alchemy
 
-from apalis_pgmq import MemoryBackend, PgMqBackend, PgMqProducer, TaskId, Transaction
+from apalis_pgmq import MemoryBackend, PgMqBackend, PgMqProducer, PgMqTopic, TaskId, Transaction
 
 
 @dataclass
@@ -33,6 +33,14 @@ async def asynchronous(
     await emails.push_many([ada], connection=session)
     await emails.schedule(ada, 5, connection=alchemy_connection)
     await transaction.schedule(emails, ada, timedelta(1))
+    await transaction.schedule(emails, ada, 5, dedup_key="ada", dedup_window=60)
+    await emails.schedule(ada, 5, dedup_key="ada", connection=session)
+    await emails.push_many([ada], dedup_key=lambda email: email.to, connection=psycopg_connection)
+    await emails.schedule(ada, 5, dedup_key=lambda email: email.to)  # E: arg-type
+    topic = PgMqTopic("postgresql://localhost", Email)
+    await topic.push("a.b", ada, connection=connection)
+    await topic.push_many("a.b", [ada], connection=session)
+    await topic.push("a.b", ada, connection="postgresql://localhost")  # E: arg-type
     async with pool.acquire() as acquired:
         await emails.push(ada, connection=acquired)
     reveal_type(await emails.schedule(ada, datetime.now(UTC)))  # R: TaskId
@@ -66,6 +74,11 @@ def synchronous(
     PgMqProducer(connection, "emails", Email).push(ada)
     PgMqProducer(scoped, "emails", Email).push(ada)
     emails.push("ada")  # E: arg-type
+    emails.push(ada, dedup_key="ada", dedup_window=timedelta(hours=1))
+    reveal_type(emails.push_many([ada], dedup_key=lambda email: email.to))  # R: list[TaskId]
+    emails.schedule(ada, 5, dedup_key="ada")
+    emails.push_many([ada], dedup_key="ada")  # E: arg-type
+    emails.push_many([ada], dedup_key=lambda email: email.number)  # E: attr-defined
     PgMqProducer(7, "emails", Email)  # E: call-overload
     with emails as opened:
         return opened.push(ada)

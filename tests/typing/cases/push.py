@@ -33,6 +33,10 @@ async def pgmq() -> None:
     await emails.push("ada")  # E: arg-type
     await emails.push_many([Order(1)])  # E: list-item
     await emails.push(Email("ada"), delay="1s")  # E: arg-type
+    await emails.push(Email("ada"), dedup_key="ada", dedup_window=60)
+    await emails.push_many([Email("ada")], dedup_key=lambda email: email.to)
+    await emails.push_many([Email("ada")], dedup_key="ada")  # E: arg-type
+    await emails.push_many([Email("ada")], dedup_key=lambda email: email.number)  # E: attr-defined
     async with PgMqBackend("postgres://localhost", Config("emails"), Email) as opened:
         reveal_type(opened)  # R: PgMqBackend[Email]
 
