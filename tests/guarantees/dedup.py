@@ -52,7 +52,6 @@ ONCE_BY_KEY: Final = (
         new="    if True:\n        encode",
         tests=(
             "integration/test_outbox.py::TestKeys::test_a_rollback_frees_them_and_a_commit_keeps_them[Django]",
-            "integration/test_outbox.py::TestKeys::test_a_rollback_frees_them_and_a_commit_keeps_them[psycopg, async]",
         ),
     ),
     Break(
