@@ -47,17 +47,19 @@ def test_drain_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| drain |" in tables.read_text()
 
 
-def test_whatever_sends_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("scenario", ["push_many", "producer", "outbox", "ordered"])
+def test_whatever_sends_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scenario: str
+) -> None:
     results = tmp_path / "results.json"
-    scenarios = ["push_many", "producer", "outbox", "ordered"]
 
-    code = command_line.main([*scenarios, "--quick", "--json", str(results)])
+    code = command_line.main([scenario, "--quick", "--json", str(results)])
 
     assert code == 0, capsys.readouterr().err
-    found = json.loads(results.read_text())["scenarios"]
-    assert [one["scenario"] for one in found] == scenarios
-    assert not any(one["error"] for one in found)
-    assert all(one["rows"] for one in found)
+    (found,) = json.loads(results.read_text())["scenarios"]
+    assert found["scenario"] == scenario
+    assert not found["error"]
+    assert found["rows"]
 
 
 async def test_every_second_round_runs_the_other_way_round(tmp_path: Path) -> None:
