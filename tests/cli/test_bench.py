@@ -71,7 +71,7 @@ async def test_shows_and_writes_what_it_measured_and_leaves_no_queue(cli, pgmq_u
     assert found["latency"].keys() == {"messages", "p50_ms", "p95_ms", "p99_ms"}
     assert found["push"].keys() == {"pushes_per_second", "push_many_per_second"}
     assert found["drain"]["messages_per_second"].keys() == {"apalis_pgmq", "bare", "ratio"}
-    assert all(number > 0 for number in numbers(found))
+    assert min(numbers(found)) > 0, found
     assert await left(db) == []
 
 
