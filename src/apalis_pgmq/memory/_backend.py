@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -167,8 +167,6 @@ class MemoryBackend(QueueBackend[T]):
             ConfigError: ``at`` is neither, has no time zone, or is more than ten years ahead; or as `push`.
         """
         due = moment("at", at)
-        if isinstance(due, datetime):
-            due = max(due - datetime.now(UTC), timedelta(0))
         keys = DedupKeys.of_one(dedup_key, dedup_window)
         return self._add([message], due, with_group(headers, group), keys)[0]
 
@@ -234,18 +232,18 @@ class MemoryBackend(QueueBackend[T]):
     def _add(
         self,
         messages: Sequence[T],
-        delay: timedelta,
+        due: datetime | timedelta,
         headers: Mapping[str, object] | None,
         keys: DedupKeys | None,
     ) -> list[TaskId]:
         if keys is None:
             rows = list(map(self._encoder(headers), messages))
-            ids = [self._queue.add(payload, text, delay) for payload, text in rows]
+            ids = [self._queue.add(payload, text, due) for payload, text in rows]
         else:
             each = zip(messages, keys.headers(headers), strict=True)
             rows = [self._encoder(its_headers)(message) for message, its_headers in each]
             ids = [
-                self._queue.add_once(payload, text, delay, key, keys.window)
+                self._queue.add_once(payload, text, due, key, keys.window)
                 for (payload, text), key in zip(rows, keys.keys, strict=True)
             ]
         self._poke()

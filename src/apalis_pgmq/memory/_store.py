@@ -69,10 +69,11 @@ class MemoryQueue:
         # May hold entries whose message is gone or has another vt by now; they are skipped.
         self._by_visibility: list[tuple[datetime, TaskId]] = []
 
-    def add(self, payload: str, headers: str | None, delay: timedelta) -> TaskId:
-        """Put a message into the queue; return its id."""
+    def add(self, payload: str, headers: str | None, due: datetime | timedelta) -> TaskId:
+        """Put a message into the queue, visible at a moment or after a delay; return its id."""
         now = datetime.now(UTC)
-        message = Message(TaskId(next(self._ids)), payload, headers, now, now + delay)
+        vt = max(due, now) if isinstance(due, datetime) else now + due
+        message = Message(TaskId(next(self._ids)), payload, headers, now, vt)
         self.messages[message.id] = message
         if self.config.ordered:
             message.group = self._groups.add(message.id, headers)
@@ -80,7 +81,7 @@ class MemoryQueue:
         return message.id
 
     def add_once(
-        self, payload: str, headers: str | None, delay: timedelta, key: str, window: timedelta
+        self, payload: str, headers: str | None, due: datetime | timedelta, key: str, window: timedelta
     ) -> TaskId:
         """Put a message into the queue unless its key is taken; return the id of the one that has the key."""
         now = monotonic()
@@ -88,7 +89,7 @@ class MemoryQueue:
             del self._keys[heapq.heappop(self._expiring)[1]]
         if key in self._keys:
             return self._keys[key]
-        self._keys[key] = self.add(payload, headers, delay)
+        self._keys[key] = self.add(payload, headers, due)
         heapq.heappush(self._expiring, (now + window.total_seconds(), key))
         return self._keys[key]
 
