@@ -176,6 +176,21 @@ class TestMetrics:
         everything = {each.queue: each for each in await queues.metrics_of_all()}
         assert everything[queue].length == 3
 
+    async def test_one_that_cannot_be_measured_does_not_hide_the_others(
+        self, queues: PgMqQueues, queue: str, db: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broken = f"{queue}_broken"
+        await queues.create(queue)
+        await queues.create(broken)
+        await db.execute(f"DROP TABLE pgmq.q_{broken}, pgmq.a_{broken}")
+        try:
+            found = {each.queue: each for each in await queues.metrics_of_all()}
+            assert found[queue].length == 0
+            assert broken not in found
+            assert f"queue {broken} is not measured" in caplog.text
+        finally:
+            await db.execute("DELETE FROM pgmq.meta WHERE queue_name = $1", broken)
+
     async def test_of_a_queue_that_is_not_there(self, queues: PgMqQueues, queue: str) -> None:
         with pytest.raises(PgMqQueueMissingError, match=f"queue '{queue}' is not there"):
             await queues.metrics(queue)
