@@ -21,7 +21,7 @@ IDLE_IS_QUIET: Final = (
     Break(
         name="due-messages-not-waited-for",
         promise="Idle is quiet, and quick",
-        file="pgmq/_claims.py",
+        file="pgmq/_outlook.py",
         old="rest if due is None else min(rest, max(due, 0.0) + _AFTER_DUE)",
         new="rest",
         tests=(_WAKEUP + "test_delayed_messages_are_handled_when_they_are_due",),

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from apalis_pgmq import PgMqBackend, Worker, WorkerBuilder
-from apalis_pgmq.pgmq import _claims
+from apalis_pgmq.pgmq import _outlook
 from apalis_pgmq.pgmq._claims import Claims
 from apalis_pgmq.pgmq._listener import Subscription
 
@@ -95,7 +95,7 @@ class Rest:
 @pytest.fixture
 def rest(monkeypatch: pytest.MonkeyPatch) -> Rest:
     """Workers of a queue that announces its messages leave it alone for half a minute from the first look on."""
-    monkeypatch.setattr(_claims, "_SHORTEST_OUTLOOK", 30.0)
+    monkeypatch.setattr(_outlook, "SHORTEST_OUTLOOK", 30.0)
     return Rest(monkeypatch)
 
 

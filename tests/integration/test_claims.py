@@ -55,7 +55,7 @@ async def stream(
     claim_on, claim_rest = Claims._claim_on, Claims._claim_rest
 
     async def on(claims: Claims, limit: int) -> Any:
-        stream.bounded += claims._begin != _claims._EVER
+        stream.bounded += claims._begin != _claims.EVER
         return await claim_on(claims, limit)
 
     async def rest(claims: Claims, limit: int) -> Any:
@@ -220,7 +220,7 @@ async def test_whatever_comes_in_whatever_order_is_claimed_once(
 
     async def claim(one: Claims) -> int:
         nonlocal bounded
-        bounded += one._is_busy and one._begin != _claims._EVER
+        bounded += one._is_busy and one._begin != _claims.EVER
         limit = chance.choice([1, 5, 20, 50, 100])
         got = (await one.claim(limit)).claims
         assert len(got) <= limit

@@ -322,7 +322,7 @@ class TestRaces:
     async def claim(self, connection: asyncpg.Connection, queue: str) -> list[int]:
         tell = False
         [row] = await connection.fetch(
-            claim(queue, Bodies()), 10, timedelta(seconds=30), _ordered._EVER, 0, 1000, 1.0, None, tell, []
+            claim(queue, Bodies()), 10, timedelta(seconds=30), _ordered.EVER, 0, 1000, 1.0, None, tell, []
         )
         return list(row["ids"] or [])
 

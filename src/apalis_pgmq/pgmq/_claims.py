@@ -13,6 +13,7 @@ from apalis_pgmq.core import ApalisError
 from apalis_pgmq.delivery import Claim, Claimed
 
 from ._listener import talk_channel
+from ._outlook import Outlook, until_due
 from ._sql import HAVE_LOOK
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from ._listener import Subscription
     from ._sql import Statements
 
-_EVER: Final = datetime.min.replace(tzinfo=UTC)
+EVER: Final = datetime.min.replace(tzinfo=UTC)
 """asyncpg sends it as ``-infinity``."""
-_MANY: Final = 20
+MANY: Final = 20
 """So many messages by one claim mean that more are on their way."""
-_OVERLAP: Final = timedelta(milliseconds=50)
+OVERLAP: Final = timedelta(milliseconds=50)
 """How far behind the server's clock a claim begins at least: senders that began at the same time need not commit
 at the same time."""
 _SWEEP_INTERVAL: Final = 1.0
@@ -39,15 +40,8 @@ _CHEAP: Final = 0.05
 """Seconds of the server's that a look may cost."""
 _SHARE: Final = 1 / 20
 """Of the time, for looks that cost more."""
-_SHORTEST_OUTLOOK: Final = 1.0
-_LONGEST_OUTLOOK: Final = 30.0
-"""Seconds for which a queue is left alone that announces every insert; the time doubles from the one to the
-other as long as little comes. Never for longer than a lease: what a worker that dies has claimed since we looked
-is then seen before it is due."""
-_FAREWELL: Final = 1.0
+FAREWELL: Final = 1.0
 """Seconds that telling the others may take at the end."""
-_AFTER_DUE: Final = 0.001
-"""Seconds after which what is due is sure to be visible."""
 
 
 class Claims:
@@ -71,19 +65,17 @@ class Claims:
     ) -> None:
         self._lane = lane
         self._timeout = config.visibility_timeout
-        self._poll_interval = config.poll_interval.total_seconds()
         self._statements = statements
         self._subscription = subscription
         self._talk = talk_channel(config.queue)
-        self._longest_outlook = min(self._timeout.total_seconds(), _LONGEST_OUTLOOK)
         self._is_busy = False
         self._was_full = False
-        self._begin = _EVER
-        self._claimed_at = self._swept_at = self._found_at = monotonic()
+        self._begin = EVER
+        self._claimed_at = self._swept_at = monotonic()
         self._sweep: asyncio.Task[None] | None = None
         self._late: datetime | None = None
         self._looks = _Looks()
-        self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+        self._outlook = Outlook(config)
 
     async def claim(self, limit: int) -> Claimed:
         """Lease up to ``limit`` visible messages."""
@@ -100,7 +92,7 @@ class Claims:
             await asyncio.gather(self._sweep, return_exceptions=True)
         if self._subscription.is_heard and self._subscription.turn.has_company:
             with suppress(ApalisError, TimeoutError):
-                async with asyncio.timeout(_FAREWELL):
+                async with asyncio.timeout(FAREWELL):
                     await self._lane.fetch(HAVE_LOOK, self._talk)
 
     async def _claim_on(self, limit: int) -> list[Claim]:
@@ -108,8 +100,8 @@ class Claims:
         now = monotonic()
         if now - self._claimed_at > _SWEEP_INTERVAL:
             # Not much of a load.
-            self._begin = _EVER
-        elif self._begin != _EVER and now - self._swept_at > _SWEEP_INTERVAL:
+            self._begin = EVER
+        elif self._begin != EVER and now - self._swept_at > _SWEEP_INTERVAL:
             self._swept_at = now
             if self._sweep is None or self._sweep.done():
                 self._sweep = asyncio.create_task(self._look_back(self._begin), name="apalis-pgmq sweep")
@@ -125,7 +117,7 @@ class Claims:
             for message_id, read_ct, message, headers, enqueued_at in zip(*row[:5], strict=True)
         ]
         claims.sort(key=attrgetter("id"))
-        self._go_on(rows, is_busy=len(claims) >= _MANY)
+        self._go_on(rows, is_busy=len(claims) >= MANY)
         return claims
 
     async def _claim_rest(self, limit: int) -> Claimed:
@@ -134,7 +126,7 @@ class Claims:
         is_announced = self._subscription.is_announced
         began = monotonic()
         sql = self._statements.claim_rest
-        ahead = self._outlook if is_announced else self._poll_interval
+        ahead = self._outlook.ahead(is_announced=is_announced)
         begin = self._looks.begin(began)
         arguments: list[object] = [limit, self._timeout, begin, ahead]
         if turn.has_company:
@@ -151,20 +143,15 @@ class Claims:
         self._was_full = len(claims) == limit
         if not self._was_full:
             self._looks.made(begin, clock, took)
-        self._go_on(rows, is_busy=self._was_full and len(claims) >= _MANY)
+        self._go_on(rows, is_busy=self._was_full and len(claims) >= MANY)
         if self._was_full or (claims and not is_announced):
             return Claimed(claims)
         if claims:
-            if began - self._found_at < _SHORTEST_OUTLOOK:
-                # Each message leaves a dead entry where its lease would have ended, to be stepped over.
-                self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
-            self._found_at = began
-        rest = self._poll_interval
-        if is_announced:
-            rest, self._outlook = self._outlook, min(2 * self._outlook, self._longest_outlook)
-        if begin != _EVER:
+            self._outlook.found(began)
+        rest = self._outlook.rest(is_announced=is_announced)
+        if begin != EVER:
             rest = min(rest, max(self._looks.due - monotonic(), 0.0))
-        return Claimed(claims, rest if due is None else min(rest, max(due, 0.0) + _AFTER_DUE))
+        return Claimed(claims, until_due(rest, due))
 
     async def _look_back(self, begin: datetime) -> None:
         """See whether anything is visible before the place where claims begin, for the next claim to go back.
@@ -183,10 +170,10 @@ class Claims:
         self._claimed_at = monotonic()
         self._is_busy = is_busy
         if not self._is_busy:
-            self._begin = _EVER
+            self._begin = EVER
             return
         now = rows[0]["vt"] - self._timeout
-        self._begin = min(max(row["since"] for row in rows), now - _OVERLAP)
+        self._begin = min(max(row["since"] for row in rows), now - OVERLAP)
 
 
 class _Looks:
@@ -203,12 +190,12 @@ class _Looks:
 
     def __init__(self) -> None:
         self._is_cheap = True
-        self._seen = _EVER
+        self._seen = EVER
         self.due = 0.0
 
     def begin(self, now: float) -> datetime:
         """Return since when what is looked for has been visible, at the time ``now`` of the monotonic clock."""
-        return _EVER if self._is_cheap or now >= self.due else self._seen
+        return EVER if self._is_cheap or now >= self.due else self._seen
 
     def made(self, begin: datetime, clock: datetime, took: float) -> None:
         """Take note of a look that has seen all that there was.
@@ -219,6 +206,6 @@ class _Looks:
             took: the server's seconds.
         """
         self._seen = clock - _LATENESS
-        if begin == _EVER:
+        if begin == EVER:
             self._is_cheap = took < _CHEAP
             self.due = monotonic() + took / _SHARE

@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from apalis_pgmq.core import ApalisError, TaskId
 from apalis_pgmq.delivery import Claim, Claimed
 
-from ._claims import (
-    _AFTER_DUE,
-    _EVER,
-    _FAREWELL,
-    _LONGEST_OUTLOOK,
-    _MANY,
-    _OVERLAP,
-    _SHORTEST_OUTLOOK,
-)
+from ._claims import EVER, FAREWELL, MANY, OVERLAP
 from ._listener import talk_channel
 from ._ordered_sql import free as free_statement
+from ._outlook import LONGEST_OUTLOOK, Outlook, until_due
 from ._sql import HAVE_LOOK
 
 if TYPE_CHECKING:
@@ -47,7 +40,7 @@ _SHARE_OF_PASSES: Final = 1 / 20
 _SHORTEST_INTERVAL: Final = 1.0
 _KEPT_FREE: Final = 0.5
 """Seconds for which we alone know of what follows in a group that we worked."""
-_BEGINNING: Final = (_EVER, 0)
+_BEGINNING: Final = (EVER, 0)
 
 
 class OrderedClaims:
@@ -71,16 +64,13 @@ class OrderedClaims:
     ) -> None:
         self._lane = lane
         self._timeout = config.visibility_timeout
-        self._poll_interval = config.poll_interval.total_seconds()
         self._statement = statements.claim
         self._free_statement = free_statement(config.queue)
         self._subscription = subscription
         self._talk = talk_channel(config.queue)
-        self._longest_outlook = min(self._timeout.total_seconds(), _LONGEST_OUTLOOK)
-        self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
+        self._outlook = Outlook(config)
         self._place = _BEGINNING
         self._was_full = False
-        self._found_at = monotonic()
         self._pass = _Pass()
         self._pass_due = 0.0
         self._freed: set[int] = set()
@@ -110,7 +100,7 @@ class OrderedClaims:
         if self._freeing is not None:
             await asyncio.gather(self._freeing, return_exceptions=True)
         with suppress(ApalisError, TimeoutError):
-            async with asyncio.timeout(_FAREWELL):
+            async with asyncio.timeout(FAREWELL):
                 await self._leave_to_others()
 
     def _stop_timer(self) -> None:
@@ -145,7 +135,7 @@ class OrderedClaims:
                 self._timeout,
                 *self._place,
                 _LOOK if self._pass.statements else max(_FIRST_LOOK, limit),
-                self._outlook if is_announced else self._poll_interval,
+                self._outlook.ahead(is_announced=is_announced),
                 self._talk if turn.has_company else None,
                 not self._was_full,
                 freed,
@@ -157,33 +147,29 @@ class OrderedClaims:
         turn.claimed(now - began)
         self._pass.count(now - began)
         claims = _claims(row, began + self._timeout.total_seconds())
-        recent = (row["clock"] - _OVERLAP, 0)
+        recent = (row["clock"] - OVERLAP, 0)
         self._was_full = not row["at_end"] and bool(claims)
         if not row["at_end"]:
             self._place = min((row["place"], row["place_id"]), recent)
             return Claimed(claims)
         self._place = recent
         if claims:
-            if began - self._found_at < _SHORTEST_OUTLOOK:
-                self._outlook = min(_SHORTEST_OUTLOOK, self._longest_outlook)
-            self._found_at = began
+            self._outlook.found(began)
         if self._pass_due == math.inf:
             self._pass_due = now + self._pause(len(claims))
         if claims and not is_announced:
             return Claimed(claims)
-        rest = self._poll_interval
-        if is_announced:
-            rest, self._outlook = self._outlook, min(2 * self._outlook, self._longest_outlook)
+        rest = self._outlook.rest(is_announced=is_announced)
         if self._pass_due > now:
             rest = min(rest, self._pass_due - now)
-        return Claimed(claims, rest if row["due"] is None else min(rest, max(row["due"], 0.0) + _AFTER_DUE))
+        return Claimed(claims, until_due(rest, row["due"]))
 
     def _pause(self, claimed: int) -> float:
         """Return how long after this pass the next one is due, in seconds."""
-        if self._pass.statements == 1 and claimed < _MANY:
+        if self._pass.statements == 1 and claimed < MANY:
             return 0.0
-        least = max(_SHORTEST_INTERVAL, self._pass.seconds / _SHARE_OF_PASSES, self._outlook)
-        return min(least, _LONGEST_OUTLOOK)
+        least = max(_SHORTEST_INTERVAL, self._pass.seconds / _SHARE_OF_PASSES, self._outlook.seconds)
+        return min(least, LONGEST_OUTLOOK)
 
 
 class _Pass:
