@@ -344,6 +344,18 @@ async def _is(db: asyncpg.Connection, sql: str, name: str, count: int) -> bool:
 
 
 class TestRanks:
+    async def test_who_is_alone_does_not_take_itself_for_company(
+        self, pgmq_url: str, queue: str, catcher: Catcher, rest: Rest
+    ) -> None:
+        backend = PgMqBackend(pgmq_url, resting_config(queue), Email)
+        async with backend, running(catcher.worker(backend)):
+            await rest(backend)
+            assert ranks(backend) == [0]
+            await backend.push(Email("x"))
+            await catcher.got("x")
+            [one] = subscriptions(backend)
+            assert not one.turn.has_company
+
     async def test_two_consumers_of_a_process_have_two_ranks_and_the_second_moves_up(
         self, pgmq_url: str, queue: str, catcher: Catcher, rest: Rest, eventually: Eventually
     ) -> None:

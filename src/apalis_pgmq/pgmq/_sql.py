@@ -22,13 +22,19 @@ from ._names import SCHEMA, archive_table, insert_channel, literal, queue_table,
 SESSION: Final = "SELECT state, state_change FROM pg_stat_activity WHERE pid = $1::int"
 """What a session is at, by its process id; whose it is may see it."""
 RANK: Final = """
-SELECT (
-    SELECT n FROM generate_series(0, $2::int - 1) AS n
-    WHERE CASE WHEN n = ANY ($3::int[]) THEN false ELSE pg_try_advisory_lock($1::int, n) END
-    LIMIT 1
-), pg_notify($4::text, 'here')
+WITH rank AS MATERIALIZED (
+    SELECT (
+        SELECT n FROM generate_series(0, $2::int - 1) AS n
+        WHERE CASE WHEN n = ANY ($3::int[]) THEN false ELSE pg_try_advisory_lock($1::int, n) END
+        LIMIT 1
+    ) AS n
+), told AS MATERIALIZED (
+    SELECT pg_notify($4::text, 'here') FROM rank WHERE n IS DISTINCT FROM 0
+)
+SELECT n, (SELECT count(*) FROM told) FROM rank
 """
-"""Take the lowest free number below ``$2``, as an advisory lock of the session, which holds ``$3`` already."""
+"""Take the lowest free number below ``$2``, as an advisory lock of the session, which holds ``$3`` already; null: there
+is none. All but the first say that they are here: it would hear itself, and take itself for company."""
 UNRANK: Final = "SELECT pg_advisory_unlock($1::int, $2::int)"
 
 HAVE_LOOK: Final = "SELECT pg_notify($1::text, 'look ' || pg_current_xact_id()::text)"
