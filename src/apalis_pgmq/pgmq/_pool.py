@@ -135,3 +135,39 @@ def pool_of(
     if prepared_statements is not None:
         raise ConfigError("prepared_statements is for the PgMqPool: give it there")
     return url_or_pool, False
+
+
+class OnPool:
+    """What is done on a pool, the caller's or one of its own, for the length of a block or until it is closed.
+
+    Args:
+        url_or_pool: as for `pool_of`.
+        prepared_statements: as for `PgMqBackend`.
+
+    Raises:
+        ConfigError: a setting that cannot work.
+    """
+
+    def __init__(
+        self, url_or_pool: str | asyncpg.Pool[Any] | PgMqPool, *, prepared_statements: bool | None
+    ) -> None:
+        self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._pool.source.address}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; a later use opens new ones."""
+        if self._owns_pool:
+            await self._pool.close()

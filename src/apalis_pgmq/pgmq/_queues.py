@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
@@ -16,7 +16,7 @@ from ._errors import PgMqError, PgMqQueueMissingError
 from ._keys import create_keys, delete_all_expired
 from ._names import SCHEMA, queue_table, quote
 from ._ordered_setup import ensure_ordered
-from ._pool import PgMqPool, pool_of
+from ._pool import OnPool, PgMqPool
 from ._queue_facts import QueueInfo, QueueMetrics, TopicBinding
 from ._queue_sql import (
     BIND_TOPIC,
@@ -41,7 +41,6 @@ from ._topic import topic_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
-    from types import TracebackType
 
     from ._connect import Connection
     from ._queue_facts import Partitions
@@ -55,7 +54,7 @@ _ALL: Final = "*"
 """What stands for a queue's name in the errors of statements about all of them."""
 
 
-class PgMqQueues:
+class PgMqQueues(OnPool):
     """The queues of a database: make them, drop them, empty them, list and measure them.
 
     ::
@@ -82,26 +81,7 @@ class PgMqQueues:
         *,
         prepared_statements: bool | None = None,
     ) -> None:
-        self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
-
-    def __repr__(self) -> str:
-        return f"<PgMqQueues on {self._pool.source.address}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections; a later use opens new ones."""
-        if self._owns_pool:
-            await self._pool.close()
+        super().__init__(url_or_pool, prepared_statements=prepared_statements)
 
     async def create(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import asyncpg
 
@@ -13,13 +13,12 @@ from apalis_pgmq.delivery import encoder
 
 from ._errors import PgMqError, PgMqNotInstalledError, PgMqVersionError
 from ._on_callers import SERVER, translated
-from ._pool import PgMqPool, pool_of
+from ._pool import OnPool, PgMqPool
 from ._queue_sql import SEND_TOPIC
 from .callers import asynchronous, driver_error
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
-    from types import TracebackType
 
     from apalis_pgmq.core import AnyCodec, Duration
 
@@ -32,7 +31,7 @@ _ROUTING_KEY: Final = "x-routing-key"
 _MEBIBYTE: Final = 1024 * 1024
 
 
-class PgMqTopic(Generic[T]):
+class PgMqTopic(OnPool, Generic[T]):
     """Typed messages that go, by routing key, to every queue that is bound to a pattern that the key matches.
 
     ::
@@ -87,26 +86,7 @@ class PgMqTopic(Generic[T]):
     ) -> None:
         self._codec: AnyCodec[T] = JsonCodec(message_type) if codec is None else codec
         self._config = Config("topic", max_payload=max_payload)
-        self._pool, self._owns_pool = pool_of(url_or_pool, prepared_statements=prepared_statements)
-
-    def __repr__(self) -> str:
-        return f"<PgMqTopic on {self._pool.source.address}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections; a later use opens new ones."""
-        if self._owns_pool:
-            await self._pool.close()
+        super().__init__(url_or_pool, prepared_statements=prepared_statements)
 
     async def push(
         self,
