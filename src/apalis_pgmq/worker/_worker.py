@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from apalis_pgmq.core import ApalisError, Started, Stopped, Task
 
@@ -16,6 +15,7 @@ from ._batch import Batch, gather
 from ._calling import Calling
 from ._context import in_context
 from ._outcomes import Outcomes
+from ._slices import Slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 logger = logging.getLogger("apalis_pgmq")
-
-_SLICE: Final = 0.002
-"""Seconds for which handlers are started one after the other before the event loop has its turn."""
-_STARTS: Final = 50
-"""How many dispatchers, at most, that wait for this go on in one turn of it."""
 
 
 class Batching(NamedTuple):
@@ -116,9 +111,7 @@ class Worker(Generic[T]):
         self._lost: set[asyncio.Task[Any]] = set()
         self._dispatchers = 0
         self._waiting = 0
-        self._slice_ends = 0.0
-        self._slice_is_new = False
-        self._in_line: deque[asyncio.Future[None]] = deque()
+        self._slices: Slices
         self._failure: Exception | None = None
         self._gathering: asyncio.Lock
         self._owner: asyncio.Task[Any]
@@ -192,7 +185,7 @@ class Worker(Generic[T]):
         """Work until stopped or paused."""
         error: BaseException | None = None
         self._failure = None
-        self._in_line.clear()
+        self._slices = Slices()
         owner = asyncio.current_task()
         assert owner is not None
         self._owner = owner
@@ -240,8 +233,8 @@ class Worker(Generic[T]):
                 await self._calling.threads_back(consumer)
                 self._waiting += 1
             try:
-                if monotonic() > self._slice_ends:
-                    await self._next_slice()
+                if monotonic() > self._slices.end:
+                    await self._slices.next()
                 if self._batching is not None:
                     tasks = await self._gather(consumer, self._batching)
                 elif (task := consumer.take()) is None:
@@ -260,30 +253,6 @@ class Worker(Generic[T]):
             elif tasks:
                 await self._handle_batch(consumer, tasks, me)
             self._waiting += 1
-
-    async def _next_slice(self) -> None:
-        """Let others have the event loop, before one more handler is started."""
-        while monotonic() > self._slice_ends:
-            turn = asyncio.get_running_loop().create_future()
-            self._in_line.append(turn)
-            if len(self._in_line) == 1:
-                asyncio.get_running_loop().call_soon(self._next_in_line)
-            await turn
-            if self._slice_is_new:
-                self._slice_is_new = False
-                self._slice_ends = monotonic() + _SLICE
-
-    def _next_in_line(self) -> None:
-        """Have a few dispatchers go on: many handlers that end at once do not start on their next messages at once."""
-        self._slice_is_new = True
-        woken = 0
-        while self._in_line and woken < _STARTS:
-            turn = self._in_line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                woken += 1
-        if self._in_line:
-            asyncio.get_running_loop().call_soon(self._next_in_line)
 
     def _have_another(self, consumer: Consumer[Any], group: asyncio.TaskGroup) -> None:
         """Start one more dispatcher, unless there are as many as there may be."""
