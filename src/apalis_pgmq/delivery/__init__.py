@@ -2,7 +2,7 @@
 
 from ._backend import QueueBackend
 from ._consumer import QueueConsumer
-from ._encoding import encode_headers, encoder
+from ._encoding import encoder
 from ._outage import Backoff
 from ._store import Burial, Claim, Claimed, GiveBack, Store
 
@@ -15,6 +15,5 @@ __all__ = [
     "QueueBackend",
     "QueueConsumer",
     "Store",
-    "encode_headers",
     "encoder",
 ]

@@ -39,7 +39,7 @@ def encoder(
     """
     if headers is not None and not CONTENT_HEADERS.isdisjoint(headers):
         headers = {name: value for name, value in headers.items() if name not in CONTENT_HEADERS}
-    text = encode_headers(headers)
+    text = _encode_headers(headers)
     if hasattr(codec, "pack"):
         pack = codec.pack
 
@@ -94,7 +94,7 @@ def _require_body(payload: str, text: str) -> None:
         )
 
 
-def encode_headers(headers: Mapping[str, object] | None) -> str | None:
+def _encode_headers(headers: Mapping[str, object] | None) -> str | None:
     """Return headers as JSON text, or None for none.
 
     Raises:

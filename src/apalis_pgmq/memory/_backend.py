@@ -45,7 +45,8 @@ class MemoryBackend(QueueBackend[T]):
         queue_or_config: the queue's name, or a `Config`.
         message_type: the type of the messages.
         codec: how messages become JSON; a `JsonCodec` of the message type by default. A `LayeredCodec`
-            compresses or encrypts them as well. Messages are encoded and decoded here too, so that a test finds what would not survive the way.
+            compresses or encrypts them as well. Messages are encoded and decoded here too, so that a test finds what
+            would not survive the way.
 
     Raises:
         ConfigError: a setting that cannot work.
